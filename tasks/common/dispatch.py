@@ -116,7 +116,10 @@ def model_parser(task: Task, command: str, program: str = "") -> argparse.Argume
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     if command == "export":
         parser.add_argument("--output", metavar="DIR", default="export", help="folder to write to (default: export)")
-        parser.add_argument("--format", choices=("all", "onnx", "torch"), default="all", help="default: all")
+        about_format = "default: all, which is onnx and torch; transformers: a folder that this library loads"
+        parser.add_argument(
+            "--format", choices=("all", "onnx", "torch", "transformers"), default="all", help=about_format
+        )
         return parser
     if command == "serve":
         for option in (option for option in task.options if option.kind == "load"):
