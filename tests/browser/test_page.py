@@ -167,6 +167,10 @@ def test_token_and_streaming(browser: Any) -> None:
         page.fill("#field-text", "one two three")
         page.click("#ask")
         assert answer(page) == "ONE TWO THREE "
+        page.click("#more summary")
+        page.fill("#option-top_k", "2")  # with which it does not stream
+        page.click("#ask")
+        assert answer(page) == "ONE TWO THREE"
         page.close()
 
 

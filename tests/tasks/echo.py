@@ -66,6 +66,9 @@ class Echo(Predictor[Any, EchoPrediction]):
     def explain_batch(self, samples: Sequence[Any], batch: Any) -> list[EchoExplanation]:
         return [EchoExplanation() for _ in samples]
 
+    def can_stream(self, options: Mapping[str, Any]) -> bool:
+        return options.get("top_k", 1) == 1
+
     def stream_text(self, item: Mapping[str, Any], **options: Any) -> Iterator[str]:
         if item["text"] == "crash":
             raise RuntimeError("a secret of the model")

@@ -191,6 +191,8 @@ def test_text_is_streamed_while_it_is_generated() -> None:
         found = request(address, "/predict", {"item": "crash", "stream": True})
         assert json.loads(found.content.removeprefix(b"data: "))["status"] == 500
         assert request(address, "/predict", {"items": ["a", "b"], "stream": True}).status == 422
+        body = {"item": "a", "stream": True, "options": {"top_k": 2}}
+        assert "without beams" in request(address, "/predict", body).json["error"]
 
 
 def test_a_stream_ends_with_its_client() -> None:

@@ -1,4 +1,7 @@
-"""Generated text as server-sent events, a piece at a time, from predictors with a method `stream_text`."""
+"""Generated text as server-sent events, a piece at a time, from predictors with a method `stream_text`.
+
+`stream_text(item, **options)` yields texts; `can_stream(options)`, if there is one, says whether it takes the options.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,9 @@ async def streamed(server: Server, request: Request, model: ServedModel, asked: 
         raise RequestError(422, f"stream: expected one item, found {len(items)}.")
     if isinstance(items[0], Exception):
         raise items[0]
+    can_stream = getattr(model.predictor, "can_stream", None)
+    if can_stream is not None and not can_stream(asked.options):
+        raise RequestError(422, "stream: expected options with which text comes piece by piece, without beams.")
     loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
     closed = False
 
