@@ -67,7 +67,7 @@ def test_push_replaces_the_model(hub: Hub) -> None:
 def test_errors_are_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     for target in ("me/model", "hf:model", "hf:me/mo del", "hf:../x"):
         refused("expected a target hf:owner/name", push, "vqa/demo", target, error=UserError)
-    refused("found no such folder", push, "nowhere", "hf:me/model", error=CheckpointError)
+    refused("found no such folder", push, "./no where", "hf:me/model", error=CheckpointError)
     monkeypatch.setenv("HF_TOKEN", "hf_bad")
     message = refused("hf:me/model: the hub refused it", push, "classification/demo", "hf:me/model", error=UserError)
     assert "\n" not in message

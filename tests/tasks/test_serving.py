@@ -17,6 +17,7 @@ from mmattn.tasks.common.serving.inputs import check_item
 from mmattn.tasks.common.serving.models import ServedModel, open_models
 from mmattn.tasks.common.serving.options import Limits
 from mmattn.tasks.common.task import tasks
+from tests.conftest import slow_but_first
 from tests.tasks.echo import Echo
 from tests.tasks.servers import form, request, serving
 
@@ -46,7 +47,13 @@ def test_answers_equal_those_in_python(task: str, server: tuple[str, dict[str, S
     assert (found.json["model"], found.json["version"]) == (model.name, model.version)
     fields = {key: value for key, value in checked.items() if key != "id"}
     assert request(address, "/predict", *form({"model": model.name, **fields})).json["results"] == [expected]
-    picture = request(address, "/explain", {"model": model.name, "item": item})
+
+
+@pytest.mark.parametrize("task", slow_but_first(sorted(tasks(), key=lambda task: task != "classification")))
+def test_explanations_are_pictures(task: str, server: tuple[str, dict[str, ServedModel]]) -> None:
+    address, models = server
+    model = models[f"{task}/demo"]
+    picture = request(address, "/explain", {"model": model.name, "item": model.examples[0]})
     assert picture.content.startswith(b"\x89PNG")
     assert picture.headers["X-Model-Version"] == model.version
 
