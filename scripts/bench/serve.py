@@ -31,11 +31,12 @@ CASES = {"classification/demo": "image", "translation/demo": "text"}  # models a
 @contextmanager
 def serving(model: Any) -> Iterator[str]:
     """The address of a server of one model, in a thread."""
-    from mmattn.tasks.common.serve import make_server
+    from mmattn.tasks.common.serve import bound, make_server
     from mmattn.tasks.common.serving.app import create_app
 
-    server = make_server(create_app([model], token=""), "127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, daemon=True)
+    place = bound("127.0.0.1", 0)
+    server = make_server(create_app([model], token=""), place)
+    thread = threading.Thread(target=server.run, args=([place],), daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)

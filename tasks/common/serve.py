@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import socket
 from collections.abc import Sequence
 from typing import Any
 
+from mmattn.data.errors import UserError
 from mmattn.tasks.common.errors import require
 from mmattn.tasks.common.serving.options import PACKAGES, add_server_options, limits_of
 from mmattn.tasks.common.task import Task
@@ -25,9 +27,10 @@ def serve(task: Task | None, sources: Sequence[str], options: argparse.Namespace
 
     Raises:
         CheckpointError: A model is missing or damaged.
-        OSError: The port is taken.
+        UserError: The address or the port cannot be used.
     """
     require(*PACKAGES)
+    place = bound(options.host, options.port)  # before the models are loaded, which takes longer
     from mmattn.tasks.common.serving.app import create_app
     from mmattn.tasks.common.serving.models import open_models
 
@@ -36,35 +39,48 @@ def serve(task: Task | None, sources: Sequence[str], options: argparse.Namespace
     named: dict[str, Any] = {"device": options.device, "precision": options.precision, "examples": options.examples}
     models = list(open_models(sources, task=task.name if task else None, given=given, **named))
     app, names = create_app(models, limits_of(options)), ", ".join(model.name for model in models)
-    make_server(app, options.host, options.port, names).run()
+    make_server(app, place, names).run([place])
 
 
-def make_server(app: Any, host: str, port: int, said: str = "") -> Any:
+def bound(host: str, port: int) -> socket.socket:
+    """A socket with an address, which does not listen yet.
+
+    Raises:
+        UserError: The address is none of this machine, or the port is taken.
+    """
+    if not 0 <= port < 1 << 16:  # the system would take it modulo 65,536
+        raise UserError(f"--port: expected a number from 0 to 65535, found {port}.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        place = socket.socket(family, kind, protocol)
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(address)
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: cannot listen there: {error}") from None
+    return place
+
+
+def make_server(app: Any, place: socket.socket, said: str = "") -> Any:
     """The server of an application; its method `run` ends by an interrupt, or once `should_exit` is set.
 
     Args:
         app: The application.
-        host: Address to listen on.
-        port: Port; 0: any free one.
+        place: Of `bound`; to be passed to `run`, too.
         said: What is printed before the address, once the server answers; empty: nothing.
     """
     import uvicorn
 
     class Server(uvicorn.Server):
-        address = ""
+        host, port = place.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
-            if self.started:
-                found = self.servers[0].sockets[0].getsockname()
-                self.address = f"http://{f'[{found[0]}]' if ':' in found[0] else found[0]}:{found[1]}"
-                if said:
-                    print(f"{said}: {self.address}", flush=True)
+            if self.started and said:
+                print(f"{said}: {self.address}", flush=True)
 
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http=patient_protocol(),
         ws="none",
         log_level="warning",

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from mmattn.tasks.common.serve import make_server
+from mmattn.tasks.common.serve import bound, make_server
 from mmattn.tasks.common.serving.app import create_app
 from mmattn.tasks.common.serving.models import ServedModel
 from mmattn.tasks.common.serving.options import Limits
@@ -21,8 +21,9 @@ from mmattn.tasks.common.serving.options import Limits
 @contextmanager
 def serving(models: Iterable[ServedModel], limits: Limits | None = None, token: str = "") -> Iterator[str]:
     """The address of a server that runs in a thread."""
-    server = make_server(create_app(models, limits, token), "127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, daemon=True)
+    place = bound("127.0.0.1", 0)
+    server = make_server(create_app(models, limits, token), place)
+    thread = threading.Thread(target=server.run, args=([place],), daemon=True)
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(0.01)

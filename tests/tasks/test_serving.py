@@ -1,6 +1,8 @@
 """Serving: the answers are those of the predictor in Python, for every task; batches, streams, limits and figures."""
 
 import json
+import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -11,13 +13,16 @@ import pytest
 
 pytest.importorskip("fastapi")
 
+from mmattn.data.errors import UserError
+from mmattn.tasks.common import serve
 from mmattn.tasks.common.commands import record_of
 from mmattn.tasks.common.serving.examples import example_of
 from mmattn.tasks.common.serving.inputs import check_item
-from mmattn.tasks.common.serving.models import ServedModel, open_models
+from mmattn.tasks.common.serving.models import ServedModel, open_models, state_version
 from mmattn.tasks.common.serving.options import Limits
+from mmattn.tasks.common.sources import find_model
 from mmattn.tasks.common.task import tasks
-from tests.conftest import slow_but_first
+from tests.conftest import refused, slow_but_first
 from tests.tasks.echo import Echo
 from tests.tasks.servers import form, request, serving
 
@@ -233,3 +238,35 @@ def test_examples_of_own_files(tmp_path: Any) -> None:
     (item,) = model.examples
     assert item["image"].startswith("data:image/png;base64,")
     assert example_of(model.predictor, model.fields, {"image": tmp_path / "none.png"}) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["vqa/demo", "x=vqa/demo", "x=asr/demo"], "found x twice; write NAME=MODEL"),
+        (["vqa/demo", "vqa/demo"], "found vqa/demo twice"),
+        (["vqa/demi"], "did you mean 'vqa/demo'?"),
+        (["vqa/demo", "--port", "99999"], "--port: expected a number from 0 to 65535, found 99999."),
+    ],
+)
+def test_mistakes_on_the_command_line(words: list[str], message: str) -> None:
+    refused(re.escape(message), serve.main, words, error=UserError)
+
+
+def test_a_taken_port_is_refused() -> None:
+    place = serve.bound("127.0.0.1", 0)
+    place.listen()
+    port = place.getsockname()[1]
+    refused(f"--port {port}: cannot listen there", serve.main, ["vqa/demo", "--port", str(port)], error=UserError)
+    place.close()
+
+
+def test_names_of_models(tmp_path: Any) -> None:
+    folder = tmp_path / "runs" / "my pets" / "model"
+    shutil.copytree(find_model("classification/demo").folder, folder)
+    (model,) = open_models([str(folder.parent)], device="cpu")
+    assert model.name == "classification/my_pets"
+    assert model.version == next(open_models(["a=classification/demo"], device="cpu")).version, "of the same files"
+    assert state_version(model.predictor) == ServedModel("b", model.predictor).version
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    assert next(open_models([str(folder)], device="cpu")).version != model.version

@@ -181,15 +181,16 @@ def open_models(
         CheckpointError: A model is missing or damaged.
         ConfigError: Two models have the same name.
     """
-    names: set[str] = set()
+    wanted: dict[str, tuple[str, Source, str]] = {}
     for entry in sources:
-        named = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)=(.+)", entry)
+        named = re.fullmatch(r"([\w.-]+(?:/[\w.-]+)?)=(.+)", entry, re.ASCII)
         source = named[2] if named else entry
         found, kind = find_model(source), task or task_of(source)
         name = named[1] if named else name_of(source, found, kind)
-        if name in names:
+        if name in wanted:
             raise ConfigError(f"serve: expected a name for each model, found {name} twice; write NAME=MODEL.")
-        names.add(name)
+        wanted[name] = source, found, kind
+    for name, (source, found, kind) in wanted.items():
         predictor = tasks()[kind].resolve("predictor").load(source, device, precision, **(given or {}))
         about = summary(found.config) if found.family is None and _is_stated(found.config) else ""
         shown = None if examples is None else predictor.open_input(examples)
