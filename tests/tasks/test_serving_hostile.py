@@ -17,8 +17,11 @@ import pytest
 pytest.importorskip("fastapi")
 
 from mmattn.tasks.common import serve
+from mmattn.tasks.common.serving.forms import read_form
+from mmattn.tasks.common.serving.inputs import RequestError
 from mmattn.tasks.common.serving.models import ServedModel, open_models
 from mmattn.tasks.common.serving.options import Limits
+from tests.conftest import refused
 from tests.tasks.echo import Echo
 from tests.tasks.servers import form, request, serving
 
@@ -162,3 +165,31 @@ def test_cancelled_requests_are_not_predicted(slow: tuple[str, Echo]) -> None:
     first.join()
     assert request(address, "/predict", {"item": "last"}).status == 200
     assert len(echo.sizes) <= 3, "those whose clients have left are skipped"
+
+
+def test_forms_are_read_as_they_were_sent() -> None:
+    """Any bytes in a file, quotes in names, an empty file, boundaries in quotes; and what is wrong is named."""
+    for number in range(200):
+        stream = random.Random(number)
+        fields: dict[str, str | bytes] = {
+            "text": "ä\r\n--x\r\n",
+            "file": stream.randbytes(stream.randrange(300)),
+            "empty": b"",
+        }
+        body, headers = form(fields)
+        assert dict(read_form(body, headers["Content-Type"])) == fields
+    edge = headers["Content-Type"].partition("boundary=")[2]
+    assert dict(read_form(body, f'multipart/form-data; boundary="{edge}"; charset=utf-8')) == fields
+    head = b'--x\r\ncontent-type: a/b\r\nCONTENT-DISPOSITION: form-data; filename="f.png"; name="a \\"b\\""'
+    assert read_form(head + b"\r\n\r\n1\r\n--x--", "multipart/form-data; boundary=x") == [('a "b"', b"1")]
+    for wrong, message in {
+        b"": "truncated",
+        b"--x\r\n": "truncated",
+        b"--x\r\n\r\n1\r\n--x--": "a field without a name",
+        b'--x\r\nContent-Disposition: form-data; name="a"\r\n--x--': "a field without a name",
+        b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n\xff\r\n--x--': "not UTF-8",
+        b"before\r\n--x--": "does not begin with it",
+        b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' * 51 + b"--x--": "more than 50 fields",
+    }.items():
+        refused(message, read_form, wrong, "multipart/form-data; boundary=x", error=RequestError)
+    refused("without its boundary", read_form, body, "multipart/form-data", error=RequestError)

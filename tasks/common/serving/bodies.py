@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from fastapi import Request
-from python_multipart.multipart import parse_options_header
-from starlette.formparsers import MultiPartException, MultiPartParser
 
 from mmattn.data.errors import shorten
+from mmattn.tasks.common.serving.forms import read_form
 from mmattn.tasks.common.serving.inputs import Asked, RequestError, read_fields, read_json
 from mmattn.tasks.common.serving.options import Limits
 
 HELD = 8  # largest bodies that are in memory at a time, in all
 LARGE = 1 << 20  # bytes from which a body is parsed in a thread, so that others are not kept waiting
-MOST_FIELDS = 50
 
 
 class Bodies:
@@ -60,7 +58,7 @@ class Bodies:
                         raise RequestError(429, "too many large requests at a time; try again later.", True)
             if kind == "application/json":
                 return await asyncio.to_thread(read_json, body) if len(body) > LARGE else read_json(body)
-            return read_fields(await _form(request, bytes(body)), fields)
+            return read_fields(read_form(body, request.headers["content-type"]), fields)
         except TimeoutError:
             raise RequestError(408, f"body: expected all of it within {self.limits.timeout:g} seconds.", True) from None
         finally:
@@ -69,25 +67,3 @@ class Bodies:
     @property
     def _too_large(self) -> str:
         return f"body: expected at most {self.limits.max_bytes:,} bytes, found more."
-
-
-async def _form(request: Request, body: bytes) -> list[tuple[str, str | bytes]]:
-    """The fields of a form, in order, the files as bytes."""
-
-    async def whole() -> AsyncGenerator[bytes]:
-        yield body
-
-    _, given = parse_options_header(request.headers["content-type"])
-    if not body.rstrip().endswith(b"--" + given.get(b"boundary", b"") + b"--"):  # the parser does not miss it
-        raise RequestError(400, "body: expected a form that ends with its boundary, found a truncated one.")
-    try:
-        parser = MultiPartParser(
-            request.headers, whole(), max_files=MOST_FIELDS, max_fields=MOST_FIELDS, max_part_size=len(body)
-        )
-        form = await parser.parse()
-        try:
-            return [(name, one if isinstance(one, str) else await one.read()) for name, one in form.multi_items()]
-        finally:
-            await form.close()
-    except (MultiPartException, KeyError, ValueError) as error:
-        raise RequestError(400, f"body: expected a form of multipart/form-data, found another ({error}).") from None

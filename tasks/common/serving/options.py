@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 TOKEN = "MMATTN_TOKEN"  # environment variable of the bearer token that clients must send
-PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")  # of the extra `serve`
+PACKAGES = ("fastapi", "uvicorn", "httptools", "prometheus_client")  # of the extra `serve`
 
 
 class Limits(NamedTuple):
