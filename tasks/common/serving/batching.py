@@ -48,7 +48,7 @@ class Worker:
     Args:
         predictor: The predictor; it is used by this thread alone.
         batch_size: Most items of a batch; None: the predictor's own.
-        wait: Seconds for which a batch waits for as many items as the last one had.
+        wait: Seconds for which a batch waits for the items of the clients that were there before.
         most: Most items that may wait.
         explained: What is kept of an explanation.
         seen: Called with the size of each batch.
@@ -69,7 +69,9 @@ class Worker:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._stopped = False
-        self._last = 1  # size of the last batch: while clients come one by one, none waits for others
+        # How many clients there are: those that were answered last, and those that waited meanwhile. A batch waits for
+        # as many, since those answered soon ask again; while clients come one by one, none waits for others.
+        self._expected = 1
         self._thread = threading.Thread(target=self._run, name=f"mmattn {predictor.task}", daemon=True)
         self._thread.start()
 
@@ -120,14 +122,14 @@ class Worker:
                     self._waiting.clear()
                     return
                 end = time.monotonic() + self.wait
-                while len(self._waiting) < self._last and not self._stopped:
+                while len(self._waiting) < min(self._expected, self.batch_size) and not self._stopped:
                     if (left := end - time.monotonic()) <= 0:
                         break
                     self._changed.wait(left)
                 batch = self._next()
-                self._last = max(len(batch), 1)
             if batch:
                 self._answer(batch)
+            self._expected = max(len(batch) + len(self._waiting), 1)
 
     def _next(self) -> list[Job]:
         """The jobs of the next batch, without those whose clients have left."""

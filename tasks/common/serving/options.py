@@ -19,7 +19,7 @@ class Limits(NamedTuple):
         max_queue: Items that wait for one model; a request beyond them is answered by 429.
         timeout: Seconds in which a request must have arrived, and again in which it must be answered.
         batch_size: Items of a batch; None: the predictor's own.
-        batch_wait: Seconds for which a batch waits for as many items as the last one had.
+        batch_wait: Seconds for which a batch waits for the items of the clients that were there before.
     """
 
     max_bytes: int = 32 << 20
@@ -36,7 +36,7 @@ HELP = {
     "max_queue": "items that wait for one model; requests beyond them are answered by 429 (default: 256)",
     "timeout": "seconds in which a request must arrive, and again be answered (default: 30)",
     "batch_size": "items of a batch (default: the task's own)",
-    "batch_wait": "seconds for which a batch waits for as many items as the last one had (default: 0.005)",
+    "batch_wait": "seconds for which a batch waits for clients that were there before (default: 0.005)",
 }
 
 
