@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
+from mmattn import load
 from mmattn.data.errors import UserError
 from mmattn.tasks.common import serve
 from mmattn.tasks.common.commands import record_of
@@ -238,6 +239,16 @@ def test_examples_of_own_files(tmp_path: Any) -> None:
     (item,) = model.examples
     assert item["image"].startswith("data:image/png;base64,")
     assert example_of(model.predictor, model.fields, {"image": tmp_path / "none.png"}) is None
+
+
+def test_packed_models_predict_and_do_not_explain() -> None:
+    (model,) = open_models(["text_classification/demo"], device="cpu", precision="int8")
+    with serving([model]) as address:
+        item = model.examples[0]
+        expected = load("text_classification/demo", device="cpu")(item["text"]).label
+        assert request(address, "/predict", {"item": item}).json["results"][0]["answer"] == expected
+        assert request(address, "/explain", {"item": item}).status == 422
+        assert request(address, "/models").json["models"][0]["explains"] is False
 
 
 @pytest.mark.parametrize(

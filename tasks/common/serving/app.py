@@ -94,6 +94,10 @@ def create_app(models: Iterable[ServedModel], limits: Limits | None = None, toke
 
     async def explain(request: Request) -> Response:
         model, asked, items = await server.asked(request, "explain")
+        if not model.explains:
+            raise RequestError(
+                422, "explain: expected a model without --precision, whose packed weights have no gradients."
+            )
         if len(items) != 1:
             raise RequestError(422, f"explain: expected one item, found {len(items)}.")
         if isinstance(items[0], Exception):

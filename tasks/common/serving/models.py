@@ -51,6 +51,7 @@ class ServedModel:
         self.task: Task = tasks()[predictor.task]
         self.fields: list[Option] = item_fields(self.task, loaded)
         self.streams = hasattr(predictor, "stream_text")
+        self.explains = not predictor.packed  # packed weights have no gradients
         self._examples = examples
         self.worker: Any = None
 
@@ -87,6 +88,7 @@ class ServedModel:
             "fields": [_described(option) for option in self.fields],
             "options": [_described(option) for option in request_options(self.task)],
             "streams": self.streams,
+            "explains": self.explains,
             "labels": self.predictor.labels if len(self.predictor.labels or ()) <= 100 else None,
         }
 
