@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: vqa test test-all lint format clean
+.PHONY: vqa test test-all test-browser lint format clean
 
 # One stamp for the environment: it is made again when the dependencies change.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -22,10 +22,14 @@ vqa: $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not browser"
 
 test-all: lint
-	$(PYTEST)
+	$(PYTEST) -m "not browser"
+
+# Needs a Chromium, e.g. of the package chromium of Debian; without one the tests are skipped.
+test-browser: $(VENV)/.installed
+	$(BIN)/python -m pytest -m browser tests/browser
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -47,7 +47,7 @@ _PUBLIC = {
     "pretrained": ("load_generation_config", "load_pretrained"),
     "spatial": ("AttentionGate", "Gate", "MapPooling", "PositionAttention", "SpatialAttention"),
     "probe": ("Probe",),
-    "tasks": ("fit", "load"),  # forwarded lazily: the core does not import tasks
+    "tasks": ("fit", "load", "push"),  # forwarded lazily: the core does not import tasks
     "temporal": ("DividedSpaceTimeLayer", "TemporalPooling"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -117,7 +117,7 @@ if TYPE_CHECKING:
         PositionAttention as PositionAttention,
         SpatialAttention as SpatialAttention,
     )
-    from .tasks import fit as fit, load as load
+    from .tasks import fit as fit, load as load, push as push
     from .temporal import DividedSpaceTimeLayer as DividedSpaceTimeLayer, TemporalPooling as TemporalPooling
 
 

@@ -14,10 +14,13 @@ from mmattn.tasks.common.lazy import lazy
 
 if TYPE_CHECKING:
     from mmattn.tasks.common.fit import fit as fit
+    from mmattn.tasks.common.hub import push as push
     from mmattn.tasks.common.predictor import load as load
     from mmattn.tasks.common.task import tasks as tasks
 
-__all__, __getattr__ = lazy("mmattn.tasks.common", {"fit": ("fit",), "predictor": ("load",), "task": ("tasks",)})
+__all__, __getattr__ = lazy(
+    "mmattn.tasks.common", {"fit": ("fit",), "hub": ("push",), "predictor": ("load",), "task": ("tasks",)}
+)
 
 if __name__ == "tasks":
 

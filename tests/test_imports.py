@@ -46,6 +46,9 @@ HEAVY = (
     "matplotlib",
     "PIL",
     "pandas",
+    "fastapi",
+    "uvicorn",
+    "prometheus_client",
 )
 OPTIONAL = {"lightning", "torchmetrics", "transformers"}  # never imported by core and data, not even in a function
 

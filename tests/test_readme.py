@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mmattn import load
+from mmattn.tasks.common import hub, serve
 from mmattn.tasks.common.dispatch import COMMANDS, MODEL_COMMANDS, model_parser
 from mmattn.tasks.common.task import tasks
 from mmattn.tasks.common.weights import TABLE
@@ -21,7 +22,7 @@ from scripts.task_table import BEGIN, END, RESULTS, page, table
 from tests.tasks.runs import ask
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("tasks/*/README.md"))]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "serving.md", *sorted(ROOT.glob("tasks/*/README.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -33,6 +34,12 @@ def test_commands_exist(page: Path) -> None:
     for task, *words in map(shlex.split, found):
         if task == "weights":
             assert all(word in TABLE for word in words)
+            continue
+        if task == "models":
+            assert set(words) <= {*tasks(), "--json"}
+            continue
+        if task in ("serve", "push"):
+            {"serve": serve, "push": hub}[task].make_parser().parse_args(words or ["model", "hf:owner/name"])
             continue
         assert task in tasks()
         if not words:

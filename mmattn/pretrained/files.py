@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,9 @@ def open_source(source: str | Path, *, download: bool = False, revision: str | N
 
 def _hub(name: str, revision: str | None) -> Find:
     import huggingface_hub
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
-    offline = not _is_reachable(constants.ENDPOINT, int(time.monotonic() // MINUTE))
+    offline = hub_is_offline()
 
     def find(filename: str) -> Path | None:
         try:
@@ -74,10 +74,44 @@ def _hub(name: str, revision: str | None) -> Find:
     return find
 
 
+def hub_is_offline() -> bool:
+    """Whether the hub does not respond, so that its cache must suffice."""
+    from huggingface_hub import constants
+
+    return not _is_reachable(constants.ENDPOINT, int(time.monotonic() // MINUTE))
+
+
 @functools.lru_cache(maxsize=1)
 def _is_reachable(endpoint: str, minute: int) -> bool:
     """Whether the hub responds at all; its library would try for half a minute, and name resolution as long."""
     return true_within(SECONDS, lambda: hub_responds(endpoint))[0]
+
+
+def fetch_folder(name: str, revision: str, patterns: Sequence[str]) -> Path:
+    """Downloads files of a repository of the hub, all of one commit.
+
+    Args:
+        name: "owner/name".
+        revision: The commit, or a branch or tag.
+        patterns: Patterns of the files' names.
+
+    Returns:
+        The folder in the hub's cache.
+
+    Raises:
+        FileNotFoundError: The hub does not give them.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    offline = hub_is_offline()
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(patterns), local_files_only=offline
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(f"{name}: the hub does not give its files: {str(error).splitlines()[0]}") from None
+    return Path(str(folder))
 
 
 def read_config(find: Find, source: str | Path) -> dict[str, Any]:

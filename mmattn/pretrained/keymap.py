@@ -83,6 +83,39 @@ def rename(
     return found, names
 
 
+def rename_back(
+    state: Mapping[str, Tensor], table: Table, *, prefix: str = "", bare: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Gives every tensor its foreign name, by the table that `rename` reads; the first pattern of each name counts.
+
+    Args:
+        state: Our names and tensors.
+        table: Foreign pattern to our name, as of `rename`, without packed tensors.
+        prefix: Prefix of the foreign names.
+        bare: Beginnings of foreign names that have no prefix.
+
+    Raises:
+        ValueError: A name that the table does not have.
+
+    >>> rename_back({"1.q.weight": torch.zeros(2)}, {"h.#.query.*": "#.q.*"}, prefix="net.")
+    {'net.h.1.query.weight': tensor([0., 0.])}
+    """
+    patterns: dict[str, str] = {}
+    for foreign, ours in table.items():
+        if isinstance(ours, str):
+            patterns.setdefault(ours, foreign)
+    compiled = [(_compile(ours), foreign) for ours, foreign in patterns.items()]
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        matches = ((match, foreign) for like, foreign in compiled if (match := like.fullmatch(name)))
+        match, foreign = next(matches, (None, ""))
+        if match is None:
+            raise ValueError(f"{name} has no name there")
+        filled = _fill(foreign, match.groups())
+        found[filled if filled.startswith(bare or ("\0",)) else prefix + filled] = tensor.contiguous()
+    return found
+
+
 def required_names(head: Table | None) -> list[str]:
     """Returns the patterns of a head that must match a key: those whose names do not begin with ``dropped.``."""
     return [pattern for pattern, ours in (head or {}).items() if not str(ours).startswith(DROPPED)]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 CONFIG, WEIGHTS, PROCESSOR, CARD = "config.json", "model.safetensors", "processor", "README.md"
+MODEL_FILES = (CONFIG, WEIGHTS, f"{PROCESSOR}/*")  # without the card, which is for readers
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from mmattn.data.errors import is_user_error
 from mmattn.tasks.common.errors import missing_package, require
+from mmattn.tasks.common.serving.options import PACKAGES, add_server_options
 from mmattn.tasks.common.task import Task
 
 TRAINER_COMMANDS = {
@@ -22,11 +23,12 @@ MODEL_COMMANDS = {
     "predict": "predict one item or a file of items (formats: the task's README)",
     "explain": "plot the model's attention, one PNG per item",
     "export": "write ONNX and torch.export programs, compared with the model",
+    "serve": "answer requests over HTTP, with a page for the browser",
 }
 DATA_COMMANDS = {"check": "check data without training: classes or lengths, repeated and bad items, leaks"}
 COMMANDS = TRAINER_COMMANDS | MODEL_COMMANDS | DATA_COMMANDS
 TRAINING = ("lightning", "torchmetrics", "jsonargparse", "rich")  # modules that each of the trainer's commands needs
-NEEDS = {"explain": ("matplotlib",)}  # and those of the others
+NEEDS = {"explain": ("matplotlib",), "serve": PACKAGES}  # and those of the others
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,7 +106,7 @@ model can be trained on the data.
 
 
 def model_parser(task: Task, command: str, program: str = "") -> argparse.ArgumentParser:
-    """The parser of predict, explain and export: options common to all tasks, and the task's own."""
+    """The parser of predict, explain, export and serve: options common to all tasks, and the task's own."""
     program = program or f"mmattn {task.name}"
     parser = _Parser(prog=f"{program} {command}", description=COMMANDS[command], allow_abbrev=False)
     place = "a run or its model, a shipped model by name, a public model's folder, or hf:owner/name"
@@ -114,7 +116,15 @@ def model_parser(task: Task, command: str, program: str = "") -> argparse.Argume
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     if command == "export":
         parser.add_argument("--output", metavar="DIR", default="export", help="folder to write to (default: export)")
-        parser.add_argument("--format", choices=("all", "onnx", "torch"), default="all", help="default: all")
+        about_format = "default: all, which is onnx and torch; transformers: a folder that this library loads"
+        parser.add_argument(
+            "--format", choices=("all", "onnx", "torch", "transformers"), default="all", help=about_format
+        )
+        return parser
+    if command == "serve":
+        for option in (option for option in task.options if option.kind == "load"):
+            parser.add_argument(f"--{option.name}", help=option.help, type=option.type, metavar=option.metavar)
+        add_server_options(parser)
         return parser
     text = next((f", or a text in quotes for --{option.name}" for option in task.options if option.bare), "")
     parser.add_argument("paths", nargs="*", metavar="PATH", default=[], help=f"files and folders, as for --input{text}")
@@ -162,8 +172,18 @@ def main(task: Task, argv: Sequence[str] | None = None, program: str = "") -> No
         program: Name of the program in help texts; default: `python -m tasks.NAME`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    guarded(lambda: _run(task, arguments, program or f"python -m tasks.{task.name}"), arguments[:1])
+
+
+def guarded(command: Callable[[], None], name: Sequence[str] = ()) -> None:
+    """Run a command; an error of the user's ends in one line on stderr.
+
+    Args:
+        command: The command.
+        name: Its name.
+    """
     try:
-        _run(task, arguments, program or f"python -m tasks.{task.name}")
+        command()
         sys.stdout.flush()
     except KeyboardInterrupt:
         fail("interrupted", code=130)
@@ -176,7 +196,7 @@ def main(task: Task, argv: Sequence[str] | None = None, program: str = "") -> No
             raise
         message = missing_package(error) if isinstance(error, ImportError) else str(error)
         if getattr(error, "can_skip", False):
-            option = "--data.on_error" if arguments[0] in TRAINER_COMMANDS else "--on_error"
+            option = "--data.on_error" if name[0] in TRAINER_COMMANDS else "--on_error"
             message += f"; {option} skip leaves it out and counts it"
         fail(message)
 
@@ -204,6 +224,11 @@ def _run(task: Task, arguments: list[str], program: str) -> None:
     if command in MODEL_COMMANDS:
         options = model_parser(task, command, program).parse_args(rest)
         require(*NEEDS.get(command, ()))
+        if command == "serve":
+            from mmattn.tasks.common.serve import serve
+
+            serve(task, [options.checkpoint or f"{task.name}/{task.default_checkpoint}"], options)
+            return
         from mmattn.tasks.common import commands
 
         commands.run(task, command, options)

@@ -15,6 +15,7 @@ EXTRAS = {
     "video": "av",
     "retrieval": "bm25s",
     "export": "onnx onnxscript onnxruntime",
+    "serve": "fastapi uvicorn httptools prometheus_client matplotlib",
 }
 PACKAGES = {"PIL": "pillow", "yaml": "pyyaml"}  # modules whose package has another name
 

@@ -26,6 +26,7 @@ from mmattn.tasks.common.task import tasks
 if TYPE_CHECKING:
     import torch
 
+TRANSFORMERS = "transformers"  # format of `export`
 Item = TypeVar("Item")  # a user's input: a path, a mapping, a sample
 Prediction = TypeVar("Prediction")  # a dataclass with an `id`
 
@@ -326,13 +327,20 @@ class Predictor(Reviewing, Generic[Item, Prediction]):
     def export(self, folder: str | Path, formats: Sequence[str] = ("onnx", "torch")) -> list[str]:
         """Export the model as torch.export and ONNX programs, compared with it, and write the processor.
 
+        With ("transformers",), write a folder that transformers loads; see `mmattn.tasks.common.to_transformers`.
+
         Returns:
             A line for each file.
 
         Raises:
-            UserError: The folder has a model, a run, or programs that were not exported into it.
+            UserError: The folder has a model, a run, or programs that were not exported into it; or transformers has
+                no class that computes the same.
         """
         folder = Path(folder)
+        if tuple(formats) == (TRANSFORMERS,):
+            from mmattn.tasks.common.to_transformers import export_transformers
+
+            return [export_transformers(self, folder)]
         check_export(folder)
         lines = self.export_graphs(folder, formats)
         atomic_folder(folder / PROCESSOR, self.processor.save)

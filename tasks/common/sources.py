@@ -2,8 +2,9 @@
 
 A source is the folder of a run, or its `model/`; "TASK/NAME", a model that ships with a task; a folder with a public
 model's files in the layout of the Hugging Face hub; the name of public weights (`mmattn weights` lists them); or a
-repository of the hub, whose files are downloaded when they are first read and cached: "hf:owner/name", optionally with
-"@revision", or "timm/NAME", the weights that timm itself would download.
+repository of the hub, of public weights or of a model that `push` uploaded, whose files are downloaded when they are
+first read and cached: "hf:owner/name", optionally with "@revision", or "timm/NAME", the weights that timm itself would
+download.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from mmattn.data.errors import DataError, nearest
 from mmattn.data.files import is_hidden
 from mmattn.data.readers import read_settings
-from mmattn.tasks.common.checkpoint import CONFIG, read_config
+from mmattn.tasks.common.checkpoint import CONFIG, MODEL_FILES, read_config
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.task import tasks
 
@@ -54,7 +55,8 @@ class Source:
         """Name of the source in messages and records."""
         from mmattn.tasks.common.weights import cache_folder
 
-        return self.name if self.hub or self.folder.parent == cache_folder() else self.folder
+        named = self.hub or self.name.startswith("hf:") or self.folder.parent == cache_folder()
+        return self.name if named else self.folder
 
     def fetch(self, name: str) -> Path | None:
         """The path of a file by name; None if it does not exist."""
@@ -212,20 +214,27 @@ def _on_hub(name: str) -> Source:
     found = re.fullmatch(r"hf:(\w[\w.-]*(?:/\w[\w.-]*)?)(?:@([\w./-]+))?", name)
     if found is None:
         raise CheckpointError(f"{name}: expected hf:owner/name, or hf:owner/name@revision.")
-    from mmattn.pretrained.files import open_source, read_config
+    from mmattn.pretrained.files import fetch_folder, open_source, read_config as read_public_config
 
     try:
         find = open_source(f"hf:{found[1]}", download=True, revision=found[2])
-        config = read_config(find, name)
+        config = read_public_config(find, name)
         path = find(CONFIG)
     except ModuleNotFoundError as error:
         raise CheckpointError(f"{name}: {error}; pip install huggingface_hub.") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {str(error).splitlines()[0]}") from None
     assert path is not None
+    if isinstance(config, dict) and "format" in config:  # a model of this toolkit, which `push` has uploaded
+        try:
+            folder = fetch_folder(found[1], path.parent.name, MODEL_FILES)
+        except OSError as error:
+            raise CheckpointError(str(error)) from None
+        return Source(name, folder, read_config(folder))
     if not _is_public(config):
         raise CheckpointError(
-            f"{name}: expected a public model of {', '.join(known_families())}; download others as a folder."
+            f"{name}: expected a model of mmattn, or a public one of {', '.join(known_families())}; download others as "
+            "a folder."
         )
     return Source(name, path.parent, config, found[1], found[2])
 

@@ -18,6 +18,8 @@ DEMO = "demo"  # names the built-in data in place of a path, and the model that 
 # Families of public image encoders, and of text encoders (`mmattn.tasks.common.text_encoder`).
 IMAGE_ENCODERS = ("vit/*", "deit/*", "dinov2/*", "dinov2_with_registers/*", "siglip/*", "siglip_vision_model/*")
 TEXT_ENCODERS = ("bert/*", "roberta/*", "xlm-roberta/*", "distilbert/*", "electra/*")
+# Fields of items that are files, by name, with their type in web pages; all other fields are texts.
+MEDIA = {"image": "image/*", "audio": "audio/*", "video": "video/*"}
 
 
 class Option(NamedTuple):
@@ -47,6 +49,11 @@ class Option(NamedTuple):
     bare: bool = False
     unless: str | None = None
     optional: bool = False
+
+    @property
+    def media(self) -> str:
+        """What kind of file a field of an item is, such as `image/*`; empty: a text."""
+        return MEDIA.get(self.name, "") if self.kind == "item" else ""
 
 
 class Task(NamedTuple):

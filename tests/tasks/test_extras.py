@@ -17,6 +17,7 @@ from tests.tasks.runs import ROOT, python
 NEEDS = [("vqa", command, name) for command in TRAINER_COMMANDS for name in TRAINING]
 NEEDS += [(task.name, "test", name) for task in tasks().values() for name in task.packages]
 NEEDS += [("vqa", "explain", "matplotlib"), ("vqa", "export", "onnx"), ("vqa", "export", "onnxruntime")]
+NEEDS += [("vqa", "serve", "fastapi"), ("asr", "serve", "prometheus_client")]
 
 
 def test_extras_are_those_of_pyproject() -> None:

@@ -1,0 +1,1 @@
+"""Serving of predictors over HTTP, for every task by its `Task` and `Predictor` alone."""

@@ -1,0 +1,283 @@
+"""Serving: the answers are those of the predictor in Python, for every task; batches, streams, limits and figures."""
+
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+from mmattn import load
+from mmattn.data.errors import UserError
+from mmattn.tasks.common import serve
+from mmattn.tasks.common.commands import record_of
+from mmattn.tasks.common.serving.examples import example_of
+from mmattn.tasks.common.serving.inputs import check_item
+from mmattn.tasks.common.serving.models import ServedModel, open_models, state_version
+from mmattn.tasks.common.serving.options import Limits
+from mmattn.tasks.common.sources import find_model
+from mmattn.tasks.common.task import tasks
+from tests.conftest import refused, slow_but_first
+from tests.tasks.echo import Echo
+from tests.tasks.servers import form, request, serving
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, dict[str, ServedModel]]]:
+    """All built-in models on one server."""
+    models = {model.name: model for model in open_models([f"{task}/demo" for task in tasks()], device="cpu")}
+    with serving(models.values()) as address:
+        yield address, models
+
+
+@pytest.mark.parametrize("task", tasks())
+def test_answers_equal_those_in_python(task: str, server: tuple[str, dict[str, ServedModel]]) -> None:
+    """By JSON and by a form; and each answer names the model and its version."""
+    address, models = server
+    model = models[f"{task}/demo"]
+    item = request(address, f"/examples?model={task}/demo").json["items"][0]
+    checked = check_item(model.fields, item, 0)
+    prediction = model.predictor(checked)
+    expected = json.loads(json.dumps({"answer": model.predictor.answer_of(prediction)}))
+    expected["prediction"] = json.loads(json.dumps(record_of(checked, prediction)))
+    found = request(address, "/predict", {"model": model.name, "items": [item, {}]})
+    assert found.status == 200
+    assert found.json["results"][0] == expected
+    assert found.json["results"][1]["status"] == 422
+    assert (found.json["model"], found.json["version"]) == (model.name, model.version)
+    fields = {key: value for key, value in checked.items() if key != "id"}
+    assert request(address, "/predict", *form({"model": model.name, **fields})).json["results"] == [expected]
+
+
+@pytest.mark.parametrize("task", slow_but_first(sorted(tasks(), key=lambda task: task != "classification")))
+def test_explanations_are_pictures(task: str, server: tuple[str, dict[str, ServedModel]]) -> None:
+    address, models = server
+    model = models[f"{task}/demo"]
+    picture = request(address, "/explain", {"model": model.name, "item": model.examples[0]})
+    assert picture.content.startswith(b"\x89PNG")
+    assert picture.headers["X-Model-Version"] == model.version
+
+
+def test_all_examples_are_shown(server: tuple[str, dict[str, ServedModel]]) -> None:
+    for model in server[1].values():
+        assert len(model.examples) == 6, model.name
+
+
+def test_options_reach_the_predictor(server: tuple[str, dict[str, ServedModel]]) -> None:
+    address, models = server
+    item = models["classification/demo"].examples[0]
+    body = {"model": "classification/demo", "item": item, "options": {"top_k": 3, "flip": True}}
+    assert len(request(address, "/predict", body).json["results"][0]["prediction"]["alternatives"]) == 2
+    for option, message in {
+        "top_k": "top_k: expected an integer from 1 to 100, found 'x'.",
+        "topk": "classification has no such option (did you mean 'top_k'?)",
+    }.items():
+        found = request(address, "/predict", body | {"options": {option: "x"}})
+        assert found.status == 422
+        assert message in found.json["error"]
+    # What writes files of the server is no option of a request.
+    names = [option["name"] for option in models["segmentation/demo"].describe()["options"]]
+    assert "masks" not in names
+    assert "overlays" not in names
+
+
+def test_texts_are_never_paths(server: tuple[str, dict[str, ServedModel]]) -> None:
+    for task, field in {"classification": "image", "asr": "audio", "video": "video"}.items():
+        found = request(server[0], "/predict", {"model": f"{task}/demo", "item": {field: "/etc/hostname"}})
+        assert found.status == 422
+        assert "a data URL, or Base64" in found.json["error"]
+
+
+def test_description(server: tuple[str, dict[str, ServedModel]]) -> None:
+    address, models = server
+    schema = request(address, "/openapi.json").json
+    assert {"/predict", "/explain", "/models", "/health", "/metrics"} <= schema["paths"].keys()
+    content = schema["paths"]["/predict"]["post"]["requestBody"]["content"]
+    items = content["application/json"]["schema"]["properties"]["item"]["oneOf"]
+    assert {one["title"]: one["required"] for one in items}["vqa/demo"] == ["image", "question"]
+    docs = request(address, "/docs").content.decode()
+    for name in models:
+        assert f"<h2>{name}</h2>" in docs
+    for page in (docs, request(address, "/").content.decode()):
+        assert "http://" not in page.replace("http://127.0.0.1:8000", "")
+        assert "https://" not in page
+    assert request(address, "/health").json["status"] == "ok"
+    found = request(address, "/nothing")
+    assert (found.status, found.json["status"]) == (404, 404)
+    assert request(address, "/predict").status == 405
+
+
+# With a predictor whose answers are known -----------------------------------------------------------------------------
+
+
+def test_waiting_items_share_a_batch() -> None:
+    echo = Echo(seconds=0.1)
+    with serving([ServedModel("echo", echo)], Limits(batch_wait=0.05)) as address:
+        with ThreadPoolExecutor(12) as pool:
+            bodies = [{"item": {"text": f"text {n}"}, "options": {"top_k": 1 + (n == 9)}} for n in range(12)]
+            found = list(pool.map(lambda body: request(address, "/predict", body).json, bodies))
+        assert [one["results"][0]["answer"] for one in found] == [f"TEXT {n}" for n in range(12)]
+        assert sum(echo.sizes) == 12
+        assert max(echo.sizes) >= 5, "while one batch is predicted, the others wait together"
+        text = request(address, "/metrics").content.decode()
+    assert f'mmattn_batch_items_count{{model="echo"}} {len(echo.sizes)}.0' in text
+    assert 'mmattn_requests_total{model="echo",path="/predict",status="200"} 12.0' in text
+    assert 'mmattn_waiting_items{model="echo"} 0.0' in text
+
+
+def test_a_failing_item_fails_alone() -> None:
+    """Whether the item is bad, or the model itself raises an exception."""
+    with serving([ServedModel("echo", Echo())]) as address:
+        items = [{"text": text} for text in ("a", "bad", "b", "crash", "c")]
+        found = request(address, "/predict", {"items": items}).json["results"]
+        assert [one.get("answer") for one in found] == ["A", None, "B", None, "C"]
+        assert (found[1]["status"], found[3]["status"]) == (422, 500)
+        assert "secret" not in found[3]["error"], "what the model raised is for the log"
+        assert request(address, "/predict", {"item": "crash"}).status == 500
+        assert request(address, "/predict", {"item": "a"}).json["results"][0]["answer"] == "A"
+
+
+def test_a_full_queue_is_refused() -> None:
+    with serving([ServedModel("echo", Echo(seconds=0.3))], Limits(max_queue=4, batch_size=2)) as address:
+        with ThreadPoolExecutor(12) as pool:
+            found = list(pool.map(lambda n: request(address, "/predict", {"item": f"{n}"}), range(12)))
+        statuses = sorted(one.status for one in found)
+        assert set(statuses) == {200, 429}
+        assert next(one for one in found if one.status == 429).headers["Retry-After"] == "1"
+        assert request(address, "/predict", {"item": "x"}).status == 200
+
+
+def test_limits() -> None:
+    with serving([ServedModel("echo", Echo())], Limits(max_bytes=1000, max_items=3, timeout=0.5)) as address:
+        assert request(address, "/predict", {"item": "x" * 2000}).status == 413
+        chunked = {"Content-Type": "application/json", "Transfer-Encoding": "chunked"}
+        body = b"3e8\r\n" + b"x" * 1000 + b"\r\n"
+        assert request(address, "/predict", body * 2 + b"0\r\n\r\n", chunked).status == 413
+        assert request(address, "/predict", {"items": ["x"] * 4}).status == 413
+        assert request(address, "/predict", {"items": ["x"] * 3}).status == 200
+        begun = time.monotonic()
+        assert request(address, "/predict", {"item": "sleep"}).status == 504
+        assert time.monotonic() - begun < 2
+        while (found := request(address, "/predict", {"item": "x"})).status == 504:  # until the model is free again
+            assert time.monotonic() - begun < 10
+        assert found.status == 200
+
+
+def test_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMATTN_TOKEN", "good")
+    with serving([ServedModel("echo", Echo())], token=None) as address:
+        for path in ("/predict", "/explain"):
+            assert request(address, path, {"item": "a"}).status == 401
+            assert request(address, path, {"item": "a"}, {"Authorization": "Bearer bad"}).status == 401
+            assert request(address, path, {"item": "a"}, {"Authorization": "Bearer good"}).status == 200
+        for path in ("/models", "/examples", "/metrics"):
+            assert request(address, path).status == 401
+        for path in ("/", "/health", "/docs", "/openapi.json"):
+            assert request(address, path).status == 200
+
+
+def test_text_is_streamed_while_it_is_generated() -> None:
+    import http.client
+
+    echo = Echo()
+    with serving([ServedModel("echo", echo)]) as address:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=20)
+        body = json.dumps({"item": "one two", "stream": True})
+        connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
+        reply = connection.getresponse()
+        assert reply.headers["Content-Type"].startswith("text/event-stream")
+        events: list[Any] = []
+        for line in reply:
+            if line.strip():
+                events.append(json.loads(line.removeprefix(b"data: ")))
+                echo.go.release()  # the predictor writes a piece once the one before has arrived
+        assert [one.get("text") for one in events] == ["ONE ", "TWO ", None]
+        assert events[-1]["answer"] == "ONE TWO "
+        assert events[-1]["model"] == "echo"
+        connection.close()
+        found = request(address, "/predict", {"item": "crash", "stream": True})
+        assert json.loads(found.content.removeprefix(b"data: "))["status"] == 500
+        assert request(address, "/predict", {"items": ["a", "b"], "stream": True}).status == 422
+        body = {"item": "a", "stream": True, "options": {"top_k": 2}}
+        assert "without beams" in request(address, "/predict", body).json["error"]
+
+
+def test_a_stream_ends_with_its_client() -> None:
+    import http.client
+
+    echo = Echo()
+    with serving([ServedModel("echo", echo)]) as address:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=20)
+        body = json.dumps({"item": " ".join("x" * 500), "stream": True})
+        connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
+        connection.getresponse().readline()
+        connection.close()
+        threading.Timer(0.3, echo.go.release, [1000]).start()
+        assert request(address, "/predict", {"item": "a"}).json["results"][0]["answer"] == "A"
+        assert echo.pieces < 100
+
+
+def test_models_that_do_not_stream_say_so(server: tuple[str, dict[str, ServedModel]]) -> None:
+    body = {"model": "translation/demo", "item": "the old baker", "stream": True}
+    if not server[1]["translation/demo"].streams:
+        found = request(server[0], "/predict", body)
+        assert found.status == 422
+        assert "translation/demo does not" in found.json["error"]
+
+
+def test_examples_of_own_files(tmp_path: Any) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    (model,) = open_models(["classification/demo"], device="cpu", examples=str(tmp_path))
+    (item,) = model.examples
+    assert item["image"].startswith("data:image/png;base64,")
+    assert example_of(model.predictor, model.fields, {"image": tmp_path / "none.png"}) is None
+
+
+def test_packed_models_predict_and_do_not_explain() -> None:
+    (model,) = open_models(["text_classification/demo"], device="cpu", precision="int8")
+    with serving([model]) as address:
+        item = model.examples[0]
+        expected = load("text_classification/demo", device="cpu")(item["text"]).label
+        assert request(address, "/predict", {"item": item}).json["results"][0]["answer"] == expected
+        assert request(address, "/explain", {"item": item}).status == 422
+        assert request(address, "/models").json["models"][0]["explains"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["vqa/demo", "x=vqa/demo", "x=asr/demo"], "found x twice; write NAME=MODEL"),
+        (["vqa/demo", "vqa/demo"], "found vqa/demo twice"),
+        (["vqa/demi"], "did you mean 'vqa/demo'?"),
+        (["vqa/demo", "--port", "99999"], "--port: expected a number from 0 to 65535, found 99999."),
+    ],
+)
+def test_mistakes_on_the_command_line(words: list[str], message: str) -> None:
+    refused(re.escape(message), serve.main, words, error=UserError)
+
+
+def test_a_taken_port_is_refused() -> None:
+    place = serve.bound("127.0.0.1", 0)
+    place.listen()
+    port = place.getsockname()[1]
+    refused(f"--port {port}: cannot listen there", serve.main, ["vqa/demo", "--port", str(port)], error=UserError)
+    place.close()
+
+
+def test_names_of_models(tmp_path: Any) -> None:
+    folder = tmp_path / "runs" / "my pets" / "model"
+    shutil.copytree(find_model("classification/demo").folder, folder)
+    (model,) = open_models([str(folder.parent)], device="cpu")
+    assert model.name == "classification/my_pets"
+    assert model.version == next(open_models(["a=classification/demo"], device="cpu")).version, "of the same files"
+    assert state_version(model.predictor) == ServedModel("b", model.predictor).version
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    assert next(open_models([str(folder)], device="cpu")).version != model.version
