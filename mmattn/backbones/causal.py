@@ -81,7 +81,7 @@ class CausalLM(nn.Module):
         ffn_bias: Biases of the feed-forward networks.
         output_bias: Whether logits have a bias.
         tied_output: Whether the output projection is the embedding table.
-        dropout: Dropout of embeddings, after each sublayer and inside the feed-forward networks.
+        dropout: Dropout of embeddings and after each sublayer.
         attention: {"kind": name, and the kernel's options} of a causal kernel.
         local_layers: Indices of layers that attend to the last `window` tokens before each alone.
         window: Of local_layers.
@@ -166,9 +166,7 @@ class CausalLM(nn.Module):
                     normed.eps = norm_eps
             if pooling == "mean":
                 attend.kernel = Uniform(num_heads, attend.head_dim)
-            ffn = FeedForward(
-                embed_dim, ffn_dim, dropout=dropout, activation=activation, gated=gated, bias=ffn_bias
-            )
+            ffn = FeedForward(embed_dim, ffn_dim, activation=activation, gated=gated, bias=ffn_bias)
             self.decoder.layers.append(CausalLayer(attend, ffn, dropout, norm_first, norm, norm_eps))
             for last in (attend.out_proj, ffn.fc2):  # the sum over layers keeps its variance (Radford et al. 2019)
                 nn.init.normal_(last.weight, std=STD * (2 * num_layers) ** -0.5)
