@@ -53,7 +53,9 @@ def chunked_cross_entropy(
     if chunk is None:
         if len(states) * vocabulary <= FEW or not torch.is_grad_enabled():
             rows = max(1, CHUNK // vocabulary)
-            parts = [_plain(*part, weight, bias, ignore_index, label_smoothing) for part in _split(states, targets, rows)]
+            parts = [
+                _plain(*part, weight, bias, ignore_index, label_smoothing) for part in _split(states, targets, rows)
+            ]
             return torch.stack(parts).sum() / count
         chunk = max(1, CHUNK // vocabulary)
     if torch.is_autocast_enabled(states.device.type):
@@ -134,5 +136,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        found = [None if part is None else (part * grad).to(ctx.kinds[n > 0]) for n, part in enumerate(ctx.saved_tensors)]
+        found = [
+            None if part is None else (part * grad).to(ctx.kinds[n > 0]) for n, part in enumerate(ctx.saved_tensors)
+        ]
         return (*found, None, None, None, None, None)

@@ -13,6 +13,7 @@ from mmattn.data.text.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, TextP
 KINDS = ("character", "byte", "bpe", "word")  # configurations have them as "lm_" + kind
 PREFIX = "lm_"  # of the kinds in a processor's settings: `mmattn.data.text.tokenizer` has others of the same names
 NEWLINE = "\n"
+SPACE = "\u2581"  # sentencepiece's character for a space
 
 
 class LanguageTokens(TokenIds):
@@ -112,7 +113,11 @@ class LanguageTokens(TokenIds):
     def encode(self, text: str) -> list[int]:
         if not isinstance(text, str) or is_broken(text):
             raise DataError("text", "a string of valid Unicode", shorten(text))
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        if self.kind != "word":
+            return list(ids)
+        special = (self.pad_id, self.bos_id, self.eos_id)  # a word of a text that looks like one is none
+        return [self.unk_id if index in special else index for index in ids]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).offsets)
@@ -125,18 +130,9 @@ class LanguageTokens(TokenIds):
             text = text.replace(f" {NEWLINE}", NEWLINE).replace(f"{NEWLINE} ", NEWLINE)
         return str(text)
 
-    def token_bytes(self) -> dict[int, bytes]:
-        """The bytes of each token that is not special, as they stand in a text."""
-        found = {}
-        table = {char: byte for byte, char in byte_characters().items()}
-        for token, index in self.tokenizer.get_vocab().items():
-            if token in SPECIAL_TOKENS:
-                continue
-            if self.kind in ("byte", "bpe"):
-                found[index] = bytes(table[char] for char in token)
-            else:
-                found[index] = token.encode()
-        return found
+    def restore(self, ids: Sequence[int]) -> str:
+        """Converts ids to text, with white space at its ends."""
+        return self.decode(ids)
 
     def config(self) -> dict[str, Any]:
         return {"kind": PREFIX + self.kind}
@@ -174,6 +170,33 @@ def byte_characters() -> dict[int, str]:
     return {byte: chr(byte) for byte in kept} | {byte: chr(256 + n) for n, byte in enumerate(shifted)}
 
 
+def token_bytes(tokenizer: Any) -> dict[int, bytes]:
+    """Returns the bytes of each token that is not special, as they stand in a text.
+
+    Args:
+        tokenizer: A ``tokenizers.Tokenizer``: of characters, words, byte-level BPE, or pieces of sentencepiece.
+
+    >>> tokens = LanguageTokens.fit(lambda: ["ab"], "character").tokenizer
+    >>> token_bytes(tokens)[tokens.token_to_id("b")]
+    b'b'
+    """
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    special |= set(SPECIAL_TOKENS)
+    is_byte_level = '"ByteLevel"' in tokenizer.to_str()
+    table = {char: byte for byte, char in byte_characters().items()}
+    found = {}
+    for token, index in tokenizer.get_vocab().items():
+        if token in special:
+            continue
+        if is_byte_level and all(char in table for char in token):
+            found[index] = bytes(table[char] for char in token)
+        elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            found[index] = bytes.fromhex(token[3:5])
+        else:
+            found[index] = token.replace(SPACE, " ").encode()
+    return found
+
+
 def pieces(texts: Iterable[str], size: int = 1 << 20) -> Iterator[str]:
     """Yields texts in parts of at most size characters, cut after white space where there is any.
 
@@ -191,4 +214,4 @@ def pieces(texts: Iterable[str], size: int = 1 << 20) -> Iterator[str]:
             yield text[start:]
 
 
-__all__ = ["BOS", "EOS", "KINDS", "PAD", "PREFIX", "LanguageTokens", "byte_characters", "pieces"]
+__all__ = ["BOS", "EOS", "KINDS", "PAD", "PREFIX", "LanguageTokens", "byte_characters", "pieces", "token_bytes"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention import MultiHeadAttention
+from ..attention import MultiHeadAttention, split_attention
 from ..blocks import AttentionConfig, Encoder, Residual, make_attention
 from ..feedforward import FeedForward
 from ..functional import allowed_keys, dot_scores, masked_softmax
@@ -19,6 +19,8 @@ from ..positions import LearnedPositions, Rotary, SinusoidalPositions
 from ..relative import RelativeAttention
 
 POSITIONS = ("rotary", "learned", "sinusoidal", "relative", "none")
+# Kernels whose scores depend on the distance of rotary positions alone; others see padding at the left as a shift.
+RELATIVE = ("dense", "sliding_window", "cosine", "sigmoid", "adaptive_span")
 STD = 0.02  # of initial weights (Radford et al. 2019)
 
 
@@ -34,9 +36,7 @@ class CausalLayer(nn.Module):
         self.attention_residual = Residual(embed_dim, dropout, norm_first, eps, norm)
         self.ffn_residual = Residual(embed_dim, dropout, norm_first, eps, norm)
 
-    def forward(
-        self, x: Tensor, mask: Mask | None = None, cache: Any = None, memory: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask | None = None, cache: Any = None, memory: Tensor | None = None) -> Tensor:
         """x: (B, L, E); memory: (B, M, E), earlier inputs of this layer that are attended to, too. Returns (B, L, E)."""
         given = {}
         if memory is not None:
@@ -170,6 +170,8 @@ class CausalLM(nn.Module):
             self.decoder.layers.append(CausalLayer(attend, ffn, dropout, norm_first, norm, norm_eps))
             for last in (attend.out_proj, ffn.fc2):  # the sum over layers keeps its variance (Radford et al. 2019)
                 nn.init.normal_(last.weight, std=STD * (2 * num_layers) ** -0.5)
+        self.kind = split_attention(attention)[0]
+        self.pads_left = positions != "rotary" or self.kind in RELATIVE
         self.output = nn.Linear(embed_dim, vocab_size, bias=output_bias)
         nn.init.normal_(self.output.weight, std=STD)
         if output_bias:
@@ -202,10 +204,14 @@ class CausalLM(nn.Module):
         mask, offset = self.masks(input_ids, key_mask, documents)
         return self.decoder(self.embed(input_ids, offset), mask)
 
-    def masks(
-        self, input_ids: Tensor, key_mask: Tensor | None, documents: Tensor | None
-    ) -> tuple[Mask, int | Tensor]:
-        """Returns the mask of `states`, and the offset of `embed`; arguments as of `states`."""
+    def masks(self, input_ids: Tensor, key_mask: Tensor | None, documents: Tensor | None) -> tuple[Mask, int | Tensor]:
+        """Returns the mask of `states`, and the offset of `embed`; arguments as of `states`.
+
+        Raises:
+            ValueError: Padding at the left, which this attention cannot honour with rotary positions.
+        """
+        if key_mask is not None and not self.pads_left and not bool(key_mask[:, 0].all()):
+            raise ValueError(f"{self.kind} attention with rotary positions: expected texts without padding at the left")
         pairs = None if documents is None else (documents[:, :, None] == documents[:, None])[:, None]  # (B, 1, L, L)
         mask = Mask(key_mask, pairs, is_causal=True)
         if self.positions is None or (key_mask is None and documents is None):
@@ -260,7 +266,12 @@ class CausalLM(nn.Module):
         Args:
             rows: Number of texts, B.
             prompt_mask: (B, P) bool, True = a real token, of prompts of several lengths, padded at the left.
+
+        Raises:
+            ValueError: See `masks`.
         """
+        if prompt_mask is not None and not self.pads_left:
+            raise ValueError(f"{self.kind} attention with rotary positions: expected prompts of one length")
         return CachedState(self.decoder.make_cache(rows), prompt_mask=prompt_mask)
 
     def advance(self, ids: Tensor, state: CachedState) -> Tensor:

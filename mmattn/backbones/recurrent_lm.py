@@ -76,6 +76,7 @@ class RecurrentLM(nn.Module):
     ) -> None:
         super().__init__()
         self.embed_dim, self.max_len = embed_dim, max_len
+        self.pads_left = True  # as of `CausalLM`
         self.embedding = nn.Embedding(vocab_size, embed_dim)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         self.layers = nn.ModuleList(nn.LSTM(embed_dim, embed_dim, batch_first=True) for _ in range(num_layers))

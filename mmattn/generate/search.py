@@ -189,9 +189,7 @@ def _one_by_one(
         tokens = tokens.view(-1, n).masked_fill(~running, config.pad)  # (b, n)
         out[live, :, t] = tokens
         lengths[live] += running
-        yield [
-            (int(live[sentence]) * n + k, int(tokens[sentence, k])) for sentence, k in running.nonzero().tolist()
-        ]
+        yield [(int(live[sentence]) * n + k, int(tokens[sentence, k])) for sentence, k in running.nonzero().tolist()]
         ids = torch.cat([ids, tokens.view(-1, 1)], dim=1)  # (b n, T)
         ended = torch.isin(tokens, end)
         if should_stop is not None:

@@ -57,7 +57,9 @@ def draft(model: Any, most: int = 5) -> Guess:
 
     def guess(ids: list[int]) -> list[int]:
         nonlocal state, known
-        shared = next((n for n, (a, b) in enumerate(zip(known, ids, strict=False)) if a != b), min(len(known), len(ids)))
+        shared = next(
+            (n for n, (a, b) in enumerate(zip(known, ids, strict=False)) if a != b), min(len(known), len(ids))
+        )
         shared = min(shared, len(ids) - 1)
         if state is None:
             state = model.start(1)

@@ -84,7 +84,9 @@ def _convert(
     local: Any = (),
     window: int | None = None,
 ) -> Converted:
-    bare = {name.removeprefix("model."): value for name, value in state.items() if not name.endswith("rotary_emb.inv_freq")}
+    bare = {
+        name.removeprefix("model."): value for name, value in state.items() if not name.endswith("rotary_emb.inv_freq")
+    }
     ours, names = rename(bare, LAYERS)
     if window is not None and local and window < 2:
         raise ValueError(f"config.json has sliding_window={window!r}; expected at least 2 tokens")
@@ -123,7 +125,9 @@ def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
     base = given.get("rope_theta") or config.get("rope_theta") or 10000.0
     kind = given.get("rope_type", given.get("type", "default"))
     if given.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError(f"config.json has partial_rotary_factor={given['partial_rotary_factor']!r}; only 1.0 is supported")
+        raise ValueError(
+            f"config.json has partial_rotary_factor={given['partial_rotary_factor']!r}; only 1.0 is supported"
+        )
     if kind == "default":
         return {"rotary_base": float(base), "rotary_scaling": None}
     if kind not in SCALINGS:

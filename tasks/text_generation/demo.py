@@ -15,8 +15,9 @@ The generator is frozen by `GENERATOR_VERSION` and the digests in `tests/data/te
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from random import Random
-from typing import Any, Sequence
+from typing import Any
 
 from mmattn.tasks.text_generation.data import Origin, TextSample
 
@@ -152,3 +153,11 @@ def tokens_of(text: str) -> list[str]:
     ['1', '0', '.', '\\n']
     """
     return [token for token in text.replace("\n", " \n ").split(" ") if token]
+
+
+def beginning(sample: TextSample) -> TextSample:
+    """A document up to its last token that follows from others, as the prompt of what comes then."""
+    tokens = tokens_of(sample.whole)
+    cut = sample.origins[-1].token if sample.origins else len(tokens) // 2
+    texts = [" ".join(part).replace(" \n ", "\n").replace(" \n", "\n") for part in (tokens[:cut], tokens[cut:])]
+    return TextSample(sample.id, texts[1], texts[0], origins=sample.origins)

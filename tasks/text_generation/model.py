@@ -146,7 +146,9 @@ class TextGenerationModel(nn.Module):
         """
         return TextGenerationOutput(self.net(input_ids, key_mask, documents))
 
-    def generate(self, input_ids: Tensor, key_mask: Tensor | None, config: GenerationConfig, **keywords: Any) -> Generated:
+    def generate(
+        self, input_ids: Tensor, key_mask: Tensor | None, config: GenerationConfig, **keywords: Any
+    ) -> Generated:
         """Continue each prompt; see `mmattn.backbones.causal.CausalLM.generate`."""
         found: Generated = self.net.generate(input_ids, key_mask, config, **keywords)
         return found

@@ -214,5 +214,3 @@ class TextGenerationModule(TaskModule[TextGenerationDataModule]):
         own = np.bincount(np.asarray(val.corpus.ids[1:SOME]), minlength=size)
         value = float(-(own * np.log(counts / counts.sum())).sum() / max(own.sum(), 1))
         return Chance(value, "the frequencies of tokens", value)
-
-

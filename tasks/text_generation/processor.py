@@ -28,7 +28,8 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
     Args:
         tokenizer: The tokenizer.
         max_len: Most tokens that the model reads at once.
-        options: Additional JSON values: `generation`, a public model's generation_config.json; `chat_template`.
+        options: Additional JSON values, of public models: `generation`, `chat_template` with its `special_tokens`, and
+            `prefix_ids`, with which each text begins.
     """
 
     KEYS = frozenset({"text", "max_len", "options"})
@@ -106,17 +107,23 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
 
     @property
     def start_ids(self) -> list[int]:
-        """What each text begins with: the model's own prefix, or the end of another text."""
-        return list(self.tokenizer.prefix_ids) or [self.tokenizer.start_id]
+        """What each text begins with: of own tokenizers the end of another text; of public ones their prefix, if any."""
+        found = self.options.get("prefix_ids", [self.tokenizer.start_id])
+        return list(found)
 
     def encode_corpus(self, dataset: TextDataset) -> Corpus:
         """The documents of a data set as one array of ids."""
-        ends = (list(self.tokenizer.prefix_ids), self.tokenizer.eos_id)
+        ends = (list(self.options.get("prefix_ids", [])), self.tokenizer.eos_id)
         key = f"{self.fingerprint()} {dataset.fingerprint()} {ends}"
         return make_corpus(dataset.samples, self.tokenizer.encode, ends, self.tokenizer.vocab_size, key)
 
     def collate(
-        self, samples: Sequence[Any], *, augment: Any = None, seeds: Sequence[int] | None = None, is_repeat: bool = False
+        self,
+        samples: Sequence[Any],
+        *,
+        augment: Any = None,
+        seeds: Sequence[int] | None = None,
+        is_repeat: bool = False,
     ) -> TextBatch:
         """Makes a batch of blocks, of instructions, or of prompts to continue; see `Processor.collate`.
 
@@ -185,8 +192,8 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
         )
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """The ids of a prompt, after those that each text begins with."""
-        return [*self.start_ids, *self.tokenizer.encode(prompt)]
+        """The ids of a prompt, after those that each text begins with; an empty one is the start token alone."""
+        return [*self.start_ids, *self.tokenizer.encode(prompt)] or [self.tokenizer.start_id]
 
     def ablate(self, batch: TextBatch, what: str, seeds: Sequence[int] | None = None) -> TextBatch:
         """Ablate the "context": all ids that are read become the end token, which leaves their frequencies."""
