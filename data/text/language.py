@@ -1,4 +1,4 @@
-"""Tokenizers of language models, from whose ids every text is restored: characters, bytes, byte-level BPE, and words."""
+"""Tokenizers of language models, from whose ids a text is restored: characters, bytes, byte-level BPE, and words."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class CausalLayer(nn.Module):
         self.ffn_residual = Residual(embed_dim, dropout, norm_first, eps, norm)
 
     def forward(self, x: Tensor, mask: Mask | None = None, cache: Any = None, memory: Tensor | None = None) -> Tensor:
-        """x: (B, L, E); memory: (B, M, E), earlier inputs of this layer that are attended to, too. Returns (B, L, E)."""
+        """x: (B, L, E); memory: (B, M, E), earlier inputs of this layer that it attends to, too. Returns (B, L, E)."""
         given = {}
         if memory is not None:
             residual = self.attention_residual

@@ -116,7 +116,7 @@ def stream(
     should_stop: ShouldStop | None = None,
     constraints: Sequence[Constraint] = (),
 ) -> Iterator[list[tuple[int, int]]]:
-    """Yields the (row, token) pairs of each step of `generate`, by greedy search or sampling, as soon as they are known.
+    """Yields the (row, token) pairs of each step of `generate`, greedy or sampled, as soon as they are known.
 
     Raises:
         ValueError: See `generate`; or beams are requested.

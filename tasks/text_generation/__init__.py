@@ -67,6 +67,6 @@ TASK = Task(
     variants={"LSTM, attention over the past": "--model.decoder lstm"},
     metric="loss",
     localisation="localisation:localisation",
-    tiny="--data.demo_size 60 --data.batch_size 8 --data.block_size 32 --data.tokenizer word --model.embed_dim 16 --model.num_layers 1 "
-    "--model.num_heads 2 --model.ffn_dim 16",
+    tiny="--data.demo_size 60 --data.batch_size 8 --data.block_size 32 --data.tokenizer word --model.embed_dim 16 "
+    "--model.num_layers 1 --model.num_heads 2 --model.ffn_dim 16",
 )

@@ -36,7 +36,8 @@ def render(
     Raises:
         DataError: The template is invalid, refuses the messages, or does not end; or a message has another form.
 
-    >>> render("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}", [{"role": "user", "content": "hi"}], {})
+    >>> template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    >>> render(template, [{"role": "user", "content": "hi"}], {})
     '<user>hi'
     """
     import jinja2
@@ -74,10 +75,10 @@ def _refuse(message: str) -> None:
 
 
 def _operation(context: Any, operator: str, left: Any, right: Any) -> Any:
-    for one, other in ((left, right), (right, left)):
-        if operator == "*" and isinstance(one, (str, list, tuple)) and isinstance(other, int):
-            if len(one) * other > MOST_CHARACTERS:
-                raise _TooLong("a product of more than 10 million parts")
+    for one, times in ((left, right), (right, left)):
+        is_many = operator == "*" and isinstance(one, (str, list, tuple)) and isinstance(times, int)
+        if is_many and len(one) * times > MOST_CHARACTERS:
+            raise _TooLong("a product of more than 10 million parts")
     if operator == "**" and isinstance(right, (int, float)) and abs(right) > 1000:
         raise _TooLong("a large power")
     return {"*": lambda a, b: a * b, "**": lambda a, b: a**b, "%": lambda a, b: a % b}[operator](left, right)

@@ -107,7 +107,7 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
 
     @property
     def start_ids(self) -> list[int]:
-        """What each text begins with: of own tokenizers the end of another text; of public ones their prefix, if any."""
+        """What each text begins with: the end of another text; of public tokenizers their prefix, if any."""
         found = self.options.get("prefix_ids", [self.tokenizer.start_id])
         return list(found)
 

@@ -18,7 +18,12 @@ V = 30
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {"num_kv_heads": 2, "head_dim": 6},
     "gpt2": {
-        "positions": "learned", "norm": "layer", "gated": False, "activation": "gelu_tanh", "bias": True, "ffn_bias": True
+        "positions": "learned",
+        "norm": "layer",
+        "gated": False,
+        "activation": "gelu_tanh",
+        "bias": True,
+        "ffn_bias": True,
     },
     "qwen3": {"qk_norm": "rms", "tied_output": False},
     "window": {"local_layers": [1], "window": 3},
@@ -27,7 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "linear": {"attention": "linear", "positions": "none"},
     "differential": {"attention": "differential", "positions": "sinusoidal"},
     "mean": {"pooling": "mean"},
-}  # fmt: skip
+}
 
 
 def make(variant: str, **more: Any) -> Any:

@@ -64,7 +64,7 @@ def test_the_probability_of_a_text() -> None:
     # A kind a line; brackets: one of three, closed with 1/2, ended with 0.4; four digits.
     first = math.log(1 / 3) + math.log(1 / 3) + math.log(0.5) + math.log(0.4)
     second = math.log(1 / 3) + 4 * math.log(1 / 10)
-    # "the king likes the small dogs": no adjective, singular, a noun, no clause, an object, a verb; an adjective, plural.
+    # No adjective, singular, a noun, no clause, an object, a verb; an adjective, plural, a noun.
     third = math.log(1 / 3) + math.log(0.7) + math.log(0.5) + math.log(1 / 8) + math.log(0.65) + math.log(0.5)
     third += math.log(1 / 4) + math.log(0.3) + math.log(1 / 4) + math.log(0.5) + math.log(1 / 8)
     assert sample.whole == wanted + "the king likes the small dogs .\n"
