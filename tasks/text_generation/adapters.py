@@ -57,7 +57,7 @@ class LanguageAdapter(Adapter):
         try:
             about = {} if about_file is None else read_settings(about_file)
             generation = load_generation_config(**source.place)
-            kind, converted = read_pretrained(**source.place, dtype=None)
+            _, converted = read_pretrained(**source.place, dtype=None)
         except (OSError, ValueError) as error:
             raise CheckpointError(str(error)) from None
         special = self._special(source, about, generation)

@@ -69,13 +69,13 @@ class Blocks(Sequence[Block]):
         self.targets = max(len(corpus) - 1, 0)
         if streams is not None:
             self.part = max(1, self.targets // streams)
-            self.count = streams * -(-self.part // size)
+            self.total = streams * -(-self.part // size)
         else:
             rest = max(self.targets - size, 0)
-            self.count = 1 + -(-rest // (size - context))
+            self.total = 1 + -(-rest // (size - context))
 
     def __len__(self) -> int:
-        return self.count
+        return self.total
 
     @overload
     def __getitem__(self, index: int) -> Block: ...
@@ -159,10 +159,10 @@ def make_corpus(
     file = None
     try:
         start = 1
-        for part, sample in encode_corpus(samples, encode, ends, vocab_size):
+        for part, done in encode_corpus(samples, encode, ends, vocab_size):
             parts.append(part)
             total += len(part)
-            if sample is not None:
+            if done is not None:
                 starts.append(start)
                 start = total - 1
             if total > large and file is None:

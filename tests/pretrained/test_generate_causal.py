@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from causal import FAMILIES, V, model
+from causal import FAMILIES, V, exactly, model
 from public import load
 
 from mmattn import GenerationConfig, load_generation_config
@@ -32,7 +32,7 @@ def test_ids_equal_transformers(family, way, tmp_path):
         mask = torch.ones_like(ids, dtype=torch.bool)
         mask[1, :5] = mask[2, :1] = False
         ids = ids.masked_fill(~mask, 0)
-        with torch.no_grad():
+        with torch.no_grad(), exactly():
             expected = theirs.generate(input_ids=ids, attention_mask=mask.long())[:, 8:]
         found = ours.generate(ids, mask, config)
         for mine, length, row in zip(found.ids.flatten(0, 1), found.lengths.flatten(), expected, strict=True):
