@@ -14,6 +14,19 @@ from .vit import TRANSFORMERS, TRANSFORMERS_HEADS, vit_keywords
 
 KINDS = {"encoder": ("vit", "deit"), "decoder": ("bert", "gpt2")}
 IMAGE = within(TRANSFORMERS, "encoder.", "image.") | {"enc_to_dec_proj.*": "project.*"}
+# Keywords of GPT-2 that `ImageToText` takes, too.
+WANTED = (
+    "vocab_size",
+    "embed_dim",
+    "num_layers",
+    "num_heads",
+    "max_len",
+    "ffn_dim",
+    "activation",
+    "norm_eps",
+    "tied_output",
+    "dropout",
+)
 OTHERS = tuple(f"encoder.{name}" for name in (*TRANSFORMERS_HEADS, "pooler"))
 GPT2 = {
     name: ours
@@ -61,8 +74,3 @@ def convert_vision_encoder_decoder(config: Mapping[str, Any], state: Mapping[str
         "image": image,
     }
     return Converted(keywords, ours, names)
-
-
-# Keywords of GPT-2 that `ImageToText` takes, too.
-WANTED = ("vocab_size", "embed_dim", "num_layers", "num_heads", "max_len", "ffn_dim", "activation", "norm_eps")
-WANTED += ("tied_output", "dropout")

@@ -1,4 +1,4 @@
-"""Random pairs of ViT or DeiT and GPT-2: ours equal transformers' in every layer and in the texts that they generate."""
+"""Random pairs of ViT or DeiT and GPT-2: ours equal transformers' in logits, states and generated texts."""
 
 import pytest
 import torch
