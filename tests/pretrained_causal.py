@@ -16,7 +16,7 @@ CLASSES = {"gpt2": "GPT2", "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3",
 
 
 def write_public(folder: Path, family: str, dtype: torch.dtype, shard: str | None = None) -> tuple[Any, Any]:
-    """Writes a random model of a family; returns transformers' model and tokenizer. Llama's texts begin with a token."""
+    """Writes a random model of a family; returns transformers' model and tokenizer. Llama's texts have a prefix."""
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 

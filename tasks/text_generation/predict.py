@@ -110,9 +110,11 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
             return TextSample(item.id, text[cut:], text[:cut])
         if isinstance(item, Mapping) and "messages" in item:
             prompt = self.chat(item["messages"])
-            return TextSample(name_of(item, number, ("messages",)), "", prompt)
+            return TextSample(str(item.get("id", number)), "", prompt)
         given = mapping_of(item, "prompt")
-        name, prompt = name_of(given, number, ("prompt",)), given["prompt"]
+        name = name_of(given, number, ("prompt",))
+        name = name if isinstance(item, Mapping) and "id" in item else str(number)
+        prompt = given["prompt"]
         if not isinstance(prompt, str) or is_broken(prompt):
             raise DataError(f"item {name}", "a prompt of valid Unicode", shorten(prompt))
         return TextSample(name, "", prompt)
@@ -165,7 +167,9 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
     # Generation -------------------------------------------------------------------------------------------------------
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        Wanted.of(options)
+        Wanted.of({name: value for name, value in options.items() if name != "words"})
+        if options.get("words", 1) < 1:
+            raise ConfigError(f"--words: expected 1 or more, found {options['words']}.")
         return dict(options)
 
     def predict_batch(
