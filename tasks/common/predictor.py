@@ -87,7 +87,7 @@ class Predictor(Reviewing, Generic[Item, Prediction]):
 
             if precision not in PRECISIONS:
                 raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}.")
-            prepare(model, precision)
+            prepare(model.float(), precision)  # public weights may be in half precision
             predictor.packed = True
         return predictor
 

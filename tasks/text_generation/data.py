@@ -61,7 +61,6 @@ class TextBatch(Batch):
     key_mask: Tensor | None = None  # (B, L) bool, True = a real token; None: all are
     documents: Tensor | None = None  # (B, L) long, numbers of the documents; None: attention crosses their ends
     ids: list[str]
-    begins: bool = True  # whether the batch continues none before it
     is_repeat: bool = False
 
 

@@ -169,14 +169,11 @@ class TextGenerationModule(TaskModule[TextGenerationDataModule]):
         if not (self.data.in_order and self.training and carries(self.model)):
             states: Tensor = net.states(batch.input_ids, batch.key_mask, batch.documents)
             return states
-        memory = self._carried
-        if batch.begins or (memory is not None and memory[0].shape[-3 + memory[0].dim()] == 0):
-            memory = None
-        states, self._carried = net.segment(batch.input_ids, memory)
+        states, self._carried = net.segment(batch.input_ids, self._carried)
         return states
 
     def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
+        super().on_train_epoch_start()  # an epoch begins with the corpus, unless it is resumed within
         if self.data._resume["batches"] == 0 or self.data._resume["epoch"] != self.current_epoch:
             self._carried = None
 

@@ -160,7 +160,6 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
             key_mask=key_mask if padded else None,
             documents=torch.from_numpy(documents) if several else None,
             ids=[block.id for block in samples],
-            begins=all(block.start == 0 or block.corpus is not samples[0].corpus for block in samples[:1]),
             is_repeat=is_repeat,
         )
 
