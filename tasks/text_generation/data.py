@@ -68,18 +68,20 @@ class TextDataset(SampleDataset[TextSample]):
     """Documents or instructions from files (formats: ``formats.py``), or from memory, checked.
 
     Args:
-        source: A path; samples; or rows of a text, or of a prompt and a response.
+        source: A path; samples; texts; or rows of a text, or of a prompt and a response.
         document: What a document of a text file is: the "file", or each "line" or "paragraph" (see ``formats.py``).
         options: Arguments of ``SampleDataset``.
     """
 
     item: ClassVar[str] = "text"
-    columns = ("text",)
+    columns = ("prompt", "response")
     jitter = False  # whether the blocks of training begin at random places
     blocks: Any = None  # the samples of an encoded corpus, see `mmattn.tasks.text_generation.corpus`
 
     def __init__(self, source: Any, document: str = "file", **options: Any) -> None:
         self.document = document
+        if isinstance(source, (list, tuple)) and source and all(isinstance(item, str) for item in source):
+            source = [{"text": item} for item in source]
         super().__init__(source, **options)
 
     def read(self, path: str | Path | Table, problems: Problems) -> Iterator[tuple[str, TextSample]]:

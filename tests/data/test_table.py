@@ -34,8 +34,8 @@ ROWS: dict[str, tuple[list[Any], list[Any], str]] = {  # rows, the labels found 
         "row 3: expected the keys document and summary",
     ),
     "text_generation": (
-        [("a b",), {"text": "c d", "id": "x"}],
-        ["a b", "c d"],
+        [("a b", "c"), {"prompt": "c d", "response": "e", "id": "x"}],
+        ["c", "e"],
         "row 3: expected the key text",
     ),
     "translation": (

@@ -37,6 +37,7 @@ def test_formats(tmp_path: Path) -> None:
     (tmp_path / "e.jsonl").write_text('{"prompt": "say one:", "response": "one"}\n')
     (sample,) = TextDataset(tmp_path / "e.jsonl").samples
     assert (sample.prompt, sample.whole) == ("say one:", "one")
+    assert [sample.whole for sample in TextDataset(["one", "two"]).samples] == ["one", "two"]
     data = TextDataset(tmp_path / "a" / "x.txt")
     train, val = data.divided(0)
     assert train[0].whole + val[0].whole == PLAY
