@@ -2,8 +2,8 @@
 
 python scripts/bench/long_text.py [--threads N] [--rounds N] [--clock wall|cpu] [--json FILE]
 
-Forward and backward of two layers of 128, four heads, a window of 256 tokens, a vocabulary of 1,000. Required: exponents
-of growth of at most 1.15 from 8,192 to 32,768 tokens, of time and of peak memory; dense attention has 2 for time.
+Forward and backward of two layers of 128, four heads, a window of 256 tokens, a vocabulary of 1,000. Required from
+8,192 to 32,768 tokens: exponents of growth of at most 1.15, of time and of peak memory; dense attention has 2 for time.
 """
 
 from __future__ import annotations
