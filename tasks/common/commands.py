@@ -141,7 +141,8 @@ def items_of(predictor: Predictor[Any, Any], task: Task, options: argparse.Names
                 "arguments", wanted, f"only {', '.join(f'--{name}' for name in given)}" if given else "neither"
             )
         first = names[0]
-        return [{"id": first if first == "text" else Path(given[first]).name, **given}]
+        is_text = first in ("text", "prompt")  # and no path, whose name would be the id
+        return [{"id": first if is_text else Path(given[first]).name, **given}]
     if names[0] in given:
         raise DataError("arguments", wanted, "both")
     return _opened(predictor, options.input, options.on_error, given)
