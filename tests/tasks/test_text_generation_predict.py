@@ -14,6 +14,7 @@ import torch
 from mmattn.data.errors import DataError
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.text_generation import TextGenerationPredictor, load
+from mmattn.tasks.text_generation.explain import token_relevance
 from mmattn.tasks.text_generation.model import TextGenerationModel
 from mmattn.tasks.text_generation.processor import TextGenerationProcessor
 from tests.conftest import refused, slow_but_first
@@ -90,6 +91,17 @@ def test_explanations(writer: TextGenerationPredictor, tmp_path: Path) -> None:
     explanation.save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
     assert "<section>" in explanation.html()
+
+
+def test_relevance_of_long_texts(writer: TextGenerationPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Erasure and, for longer texts, attention: both distributions over the tokens before."""
+    ids = writer.processor.prompt_ids("the cat sat")
+    for longest in (256, 4):
+        monkeypatch.setattr("mmattn.tasks.text_generation.explain.LONG", longest)
+        weights = token_relevance(writer.model.net, ids, [len(ids) - 1], len(ids) + 3)
+        assert weights.shape == (len(ids) + 3,)
+        assert float(weights.sum()) == pytest.approx(1, abs=1e-4)
+        assert not writer.model.net.embedding._forward_hooks
 
 
 # Public folders -------------------------------------------------------------------------------------------------------
