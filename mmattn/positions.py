@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import chain
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -182,13 +184,39 @@ class Rotary(nn.Module):
     """Rotates pairs of q and k channels by an angle proportional to the position, so that scores depend on offsets.
 
     Su et al. 2021, section 3.2. Channel i is paired with i + d/2, as in GPT-NeoX and Llama.
+
+    Args:
+        head_dim: d, even.
+        base: The rate of channel pair i is base^(-2i / d).
+        scaling: How the rates are lowered for texts longer than those of training: {"kind": "linear", "factor": f}
+            divides all of them by f (Chen et al. 2023); {"kind": "llama3", "factor": f, "low_freq_factor": l,
+            "high_freq_factor": h, "original_max_len": n} only those with less than h turns within n tokens, and in
+            full those with less than l (Llama 3.1). None = unchanged.
+
+    Raises:
+        ValueError: An odd head_dim, or an unknown scaling.
     """
 
-    def __init__(self, head_dim: int, *, base: float = 10000.0) -> None:
+    SCALINGS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "linear": ("factor",),
+        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_len"),
+    }
+
+    def __init__(self, head_dim: int, *, base: float = 10000.0, scaling: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         if head_dim % 2:
             raise ValueError(f"rotary positions need an even head_dim, found {head_dim}")
         self.head_dim, self.base = head_dim, base
+        self.scaling = None if scaling is None else dict(scaling)
+        if self.scaling is not None:
+            kind = self.scaling.get("kind")
+            if kind not in self.SCALINGS or set(self.scaling) != {"kind", *self.SCALINGS[kind]}:
+                known = "; ".join(f"{name} with {', '.join(keys)}" for name, keys in self.SCALINGS.items())
+                raise ValueError(f"rotary scaling: expected a kind, {known}; found {scaling!r}")
+        self._last: tuple[Any, tuple[Tensor, Tensor]] | None = None  # the layers of a stack may share this module
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
 
     def forward(self, q: Tensor, k: Tensor, offset: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         """Rotates new queries and keys.
@@ -201,13 +229,37 @@ class Rotary(nn.Module):
         Returns:
             The rotated q and k.
         """
-        half = self.head_dim // 2
-        wide = torch.float64 if q.dtype == torch.float64 else torch.float32  # half precision cannot count past 256
-        rates = self.base ** (-torch.arange(half, device=q.device, dtype=wide) / half)  # (d/2,)
-        positions = (torch.arange(q.shape[-2], device=q.device) + offset).to(wide)
-        angles = positions[:, None] * rates  # (L, d/2)
-        cos, sin = angles.cos().to(q.dtype), angles.sin().to(q.dtype)
+        cos, sin = self._angles(q, offset)
         return _rotate(q, cos, sin), _rotate(k, cos, sin)
+
+    def rates(self, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Returns the angle per token of each pair of channels: (d/2,)."""
+        half = self.head_dim // 2
+        rates = self.base ** (-torch.arange(half, device=device, dtype=dtype) / half)  # (d/2,)
+        if self.scaling is None:
+            return rates
+        lowered = rates / self.scaling["factor"]
+        if self.scaling["kind"] == "linear":
+            return lowered
+        turns = self.scaling["original_max_len"] * rates / (2 * math.pi)
+        low, high = self.scaling["low_freq_factor"], self.scaling["high_freq_factor"]
+        kept = ((turns - low) / (high - low)).clamp(0, 1)  # between the two the rates are interpolated
+        return lowered + kept * (rates - lowered)
+
+    def _angles(self, q: Tensor, offset: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Returns cosine and sine of each position's angles: (L, d/2) both."""
+        L = q.shape[-2]
+        is_known = isinstance(L, int) and isinstance(offset, int) and not torch.compiler.is_compiling()
+        place = (L, offset, q.device, q.dtype, torch.is_inference_mode_enabled()) if is_known else None
+        if place is not None and self._last is not None and self._last[0] == place:
+            return self._last[1]
+        wide = torch.float64 if q.dtype == torch.float64 else torch.float32  # half precision cannot count past 256
+        positions = (torch.arange(L, device=q.device) + offset).to(wide)
+        angles = positions[:, None] * self.rates(q.device, wide)  # (L, d/2)
+        found = angles.cos().to(q.dtype), angles.sin().to(q.dtype)
+        if place is not None:
+            self._last = place, found
+        return found
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

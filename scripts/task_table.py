@@ -47,7 +47,7 @@ def row(task: Task) -> list[str]:
 def figure(task: Task, entry: Mapping[str, Any]) -> str:
     """The main metric of an entry, with three digits."""
     value = entry["metrics"][entry.get("metric", task.metric)]
-    return f"{value:.1f}" if value > 1 else f"{value:.3f}"
+    return f"{value:.1f}" if value > 10 else f"{value:.3f}"
 
 
 def table() -> str:

@@ -202,6 +202,11 @@ class PublicText(TokenIds):
         shown = [piece for piece in pieces if piece is not None and piece not in self._skipped]
         return self._pieces.decode_pieces(shown).replace(SPACE, " ").strip()
 
+    def restore(self, ids: Sequence[int]) -> str:
+        """Converts ids to text as ``decode`` does, with white space at its ends; not of Marian."""
+        special = {self.pad_id, self.eos_id, self.start_id}
+        return str(self._pieces.decode([int(i) for i in ids if int(i) not in special], skip_special_tokens=True))
+
     def config(self) -> dict[str, Any]:
         settings = ("kind", "side", "max_len", "special", "prefix")
         bare = {"bare": True} if self.bare else {}  # which earlier releases do not know

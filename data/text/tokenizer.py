@@ -299,6 +299,16 @@ class TextProcessor(TokenIds):
         Raises:
             DataError: The file is missing or not a tokenizer.
         """
+        tokenizer = cls.read_file(directory)
+        return cls(tokenizer, **dict(config or {}))
+
+    @staticmethod
+    def read_file(directory: str | Path) -> Tokenizer:
+        """Reads the ``tokenizer.json`` of a folder.
+
+        Raises:
+            DataError: The file is missing or not a tokenizer.
+        """
         path = Path(directory, "tokenizer.json")
         check_small(path)
         with library_errors(str(path), "a tokenizer of the tokenizers library"):
@@ -311,7 +321,7 @@ class TextProcessor(TokenIds):
             vocabulary = tokenizer.get_vocab()
             if any(i >= len(vocabulary) for i in vocabulary.values()):
                 raise ValueError(f"ids beyond the {len(vocabulary):,} tokens of its vocabulary")
-        return cls(tokenizer, **dict(config or {}))
+        return tokenizer
 
 
 def words_of(text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[int]]:

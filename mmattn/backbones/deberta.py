@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..attention import MultiHeadAttention, split_attention
 from ..blocks import AttentionConfig, Encoder, LayerOptions, run_layer
 from ..masks import Mask, key_offsets
+from ..relative import PairBias
 from .pooling import Encoded
 
 
@@ -32,21 +33,6 @@ def distance_buckets(offsets: Tensor, buckets: int, max_distance: int) -> Tensor
     scale = math.log((max_distance - 1) / half)
     beyond = ((far / half).log() / scale * (half - 1)).ceil() + half
     return torch.where(offsets.abs() <= half, offsets, (beyond * offsets.sign()).long())
-
-
-class PairBias:
-    """A bias of the scores that differs between the texts of a batch, in the place of a mask's position bias."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values  # (B, h, L, S)
-
-    def dense(self, L: int, S: int) -> Tensor:
-        """Returns the bias (B, h, L, S)."""
-        return self.values
-
-    def offsets(self, offsets: Tensor) -> Tensor:
-        """Raises a ValueError: the bias is no function of offsets."""
-        raise ValueError("a bias of content and position has no value for an offset alone")
 
 
 class DisentangledAttention(MultiHeadAttention):

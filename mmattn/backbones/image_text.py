@@ -1,4 +1,4 @@
-"""Text from images: a vision transformer, and BERT with cross-attention to its patches, as in BLIP."""
+"""Text from images: a vision transformer, and BERT or GPT-2 with cross-attention to its patches, as in BLIP."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..blocks import AttentionConfig
 from ..generate import CachedState, Generated, GenerationConfig, generate
 from .bert import BertDecoder
+from .gpt2 import Gpt2Decoder
 from .vit import VisionTransformer
 
 
@@ -34,6 +35,7 @@ class ImageToText(nn.Module):
         ffn_dim: Hidden size of the texts' feed-forward networks; None = 4 E.
         activation: Activation of the texts' networks.
         norm_eps: Epsilon added to the variance in the texts' layer norms.
+        decoder: "bert", or "gpt2": the network that writes texts.
         tied_output: Whether the last map to the tokens is the decoder's embedding table.
         dropout: Dropout in the texts' networks.
         resize_positions: See `VisionTransformer`.
@@ -66,6 +68,7 @@ class ImageToText(nn.Module):
         ffn_dim: int | None = None,
         activation: str = "gelu",
         norm_eps: float = 1e-12,
+        decoder: str = "bert",
         tied_output: bool = True,
         dropout: float = 0.0,
         resize_positions: str | None = None,
@@ -75,6 +78,8 @@ class ImageToText(nn.Module):
         cross_attention: AttentionConfig = None,
     ) -> None:
         super().__init__()
+        if decoder not in ("bert", "gpt2") or (decoder == "gpt2" and (reads_question or num_types)):
+            raise ValueError(f"decoder: expected bert, or gpt2 without questions and token types, found {decoder!r}")
         net = dict(image or {"embed_dim": 768, "num_layers": 12, "num_heads": 12})
         self.image = VisionTransformer(**net, attention=attention, resize_positions=resize_positions)
         image_dim = net["embed_dim"]
@@ -96,7 +101,12 @@ class ImageToText(nn.Module):
             self.question = BertDecoder(kv_dim=image_dim, **reader, **text)
         memory_dim = embed_dim if reads_question else image_dim
         writer: dict[str, Any] = {"tied_output": tied_output, "attention": decoder_attention}
-        self.text = BertDecoder(kv_dim=memory_dim, **writer, **text)
+        self.text: BertDecoder | Gpt2Decoder
+        if decoder == "gpt2":
+            text.pop("num_types")
+            self.text = Gpt2Decoder(kv_dim=memory_dim, **writer, **text)
+        else:
+            self.text = BertDecoder(kv_dim=memory_dim, **writer, **text)
 
     def encode(self, pixel_values: Tensor, input_ids: Tensor | None = None, key_mask: Tensor | None = None) -> Tensor:
         """Encodes images, and questions about them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .cached import CachedState, CachedSteps
 from .config import GenerationConfig
-from .search import Generated, generate
+from .search import Generated, generate, stream
 from .state import State
 
-__all__ = ["CachedState", "CachedSteps", "Generated", "GenerationConfig", "State", "generate"]
+__all__ = ["CachedState", "CachedSteps", "Generated", "GenerationConfig", "State", "generate", "stream"]

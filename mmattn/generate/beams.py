@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -80,6 +80,8 @@ def beam_search(
     prompt: Tensor,
     config: GenerationConfig,
     prompt_mask: Tensor | None = None,
+    should_stop: Callable[[Tensor], Tensor] | None = None,
+    more: Sequence[Constraint] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Beam search that returns the same ids as transformers.
 
@@ -92,13 +94,15 @@ def beam_search(
         prompt: (B, P) long.
         config: Generation options.
         prompt_mask: (B, P) bool, False = padding.
+        should_stop: See `generate`.
+        more: Additional constraints.
 
     Returns:
         ids (B, n, L), lengths (B, n) and scores (B, n), best first.
     """
     (B, P), G = prompt.shape, config.num_beam_groups
     k = config.num_beams // G
-    room, constraints = config.room(P), build_constraints(config, P)
+    room, constraints = config.room(P), [*build_constraints(config, P), *more]
     device, keep = prompt.device, max(2, 1 + len(config.eos)) * k
     end = torch.tensor(config.eos, dtype=prompt.dtype, device=device)
     live = torch.arange(B, device=device)  # the sentences still in the batch
@@ -113,6 +117,8 @@ def beam_search(
         histories = ids[torch.arange(len(live), device=device)[:, None, None], beams]  # (b, G, c, T)
         histories = torch.cat([histories, tokens[..., None]], dim=3)
         ends = torch.isin(tokens, end) if t + 1 < room else torch.ones_like(tokens, dtype=torch.bool)
+        if should_stop is not None:
+            ends = ends | should_stop(histories.flatten(0, 2)).view_as(ends)
         if ends.any():
             first = torch.arange(tokens.shape[2], device=device) < k  # the others only replace beams that end
             finished.add(live, log_p, histories[..., P:], ends & first)

@@ -84,6 +84,7 @@ class GenerationConfig:
     diversity_penalty: float = 0.0
     # Constraints on the next token
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0  # subtracted from the logits of tokens that were generated; not those of the prompt
     no_repeat_ngram_size: int = 0
     bad_words_ids: Sequence[Sequence[int]] | None = None
     suppress_tokens: Sequence[int] | None = None

@@ -29,6 +29,8 @@ def build_constraints(config: GenerationConfig, prompt: int) -> list[Constraint]
     found: list[Constraint] = []
     if config.repetition_penalty != 1.0:
         found.append(lambda scores, ids: penalize_repetition(scores, ids, config.repetition_penalty))
+    if config.presence_penalty:
+        found.append(lambda scores, ids: penalize_presence(scores, ids[:, prompt:], config.presence_penalty))
     if config.no_repeat_ngram_size:
         found.append(lambda scores, ids: ban_repeated_ngrams(scores, ids, config.no_repeat_ngram_size))
     for words in config.bad_words_ids or ():
@@ -77,3 +79,9 @@ def penalize_repetition(scores: Tensor, ids: Tensor, penalty: float) -> None:
     ids = torch.where(ids < 0, ids[:, -1:], ids)  # padding is replaced by the last id, which has no effect
     seen = scores.gather(1, ids)  # (N, T)
     scores.scatter_(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+
+
+def penalize_presence(scores: Tensor, ids: Tensor, penalty: float) -> None:
+    """Subtracts a penalty from the scores (N, V) of the tokens of ids (N, T), once for each."""
+    if ids.shape[1]:
+        scores.scatter_(1, ids, scores.gather(1, ids) - penalty)

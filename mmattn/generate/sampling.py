@@ -31,18 +31,17 @@ def keep_min_p(scores: Tensor, min_p: float) -> Tensor:
     return scores.masked_fill(scores < scores.amax(-1, keepdim=True) + math.log(min_p), -math.inf)
 
 
-def sample(scores: Tensor, config: GenerationConfig, generator: torch.Generator | None = None) -> Tensor:
-    """Samples one token per row.
+def filtered(scores: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor | None]:
+    """Returns the logits from which a token is sampled: after temperature, top_k, top_p and min_p, in this order.
 
     Args:
         scores: (N, V) logits.
-        config: Temperature, top_k, top_p, min_p, applied in this order.
-        generator: Random generator; None = torch's default.
+        config: The options.
 
     Returns:
-        (N,) long.
+        Logits (N, k), minus infinity for tokens that are left out; their tokens (N, k), or None for all V in order.
     """
-    scores = scores.float() / config.temperature
+    scores = (scores if scores.dtype == torch.float64 else scores.float()) / config.temperature
     places = None
     if config.top_p < 1.0 or 0 < config.top_k < scores.shape[-1]:
         k = min(config.top_k or scores.shape[-1], scores.shape[-1])
@@ -51,5 +50,20 @@ def sample(scores: Tensor, config: GenerationConfig, generator: torch.Generator 
         scores = keep_top_p(scores, config.top_p)
     if config.min_p:
         scores = keep_min_p(scores, config.min_p)
+    return scores, places
+
+
+def sample(scores: Tensor, config: GenerationConfig, generator: torch.Generator | None = None) -> Tensor:
+    """Samples one token per row.
+
+    Args:
+        scores: (N, V) logits.
+        config: Temperature, top_k, top_p, min_p; see `filtered`.
+        generator: Random generator; None = torch's default.
+
+    Returns:
+        (N,) long.
+    """
+    scores, places = filtered(scores, config)
     drawn = torch.multinomial(scores.softmax(-1), 1, generator=generator)  # (N, 1)
     return (drawn if places is None else places.gather(1, drawn)).squeeze(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from .topk import largest, log_normalizer
 
 S = TypeVar("S", bound=State)
 OnToken = Callable[[int, int], None]
+ShouldStop = Callable[[Tensor], Tensor]  # all ids so far (N, T), -1 at padding: whether each text ends here, (N,) bool
 
 
 class Generated(NamedTuple):
@@ -46,6 +47,8 @@ def generate(
     on_token: OnToken | None = None,
     with_scores: bool = True,
     prompt_mask: Tensor | None = None,
+    should_stop: ShouldStop | None = None,
+    constraints: Sequence[Constraint] = (),
 ) -> Generated:
     """Continues each prompt until it ends or reaches the maximum length.
 
@@ -63,6 +66,8 @@ def generate(
         prompt_mask: (B, P) bool, True = a real token, if prompts of several lengths are padded at the left; the state
             must be made with it too (see `CachedState`). max_length and min_length include padding, so max_new_tokens
             is preferable.
+        should_stop: Whether texts end after the last of their ids, besides the end token.
+        constraints: Additional constraints on the next token, applied last.
 
     Returns:
         ids, lengths and scores.
@@ -78,24 +83,74 @@ def generate(
     >>> generate(step, NoState(), torch.tensor([[2], [7]]), config).tokens()
     [[[3, 4, 5, 6]], [[8, 9]]]
     """
-    if prompt.dim() != 2 or not prompt.shape[1]:
-        raise ValueError(f"prompt must be (B, P) with at least one token each, found {tuple(prompt.shape)}")
-    if prompt_mask is not None:
-        if prompt_mask.shape != prompt.shape or prompt_mask.dtype != torch.bool:
-            found = f"{tuple(prompt_mask.shape)} {prompt_mask.dtype}"
-            raise ValueError(f"prompt_mask must be {tuple(prompt.shape)} torch.bool, as the prompt is, found {found}")
-        wrong = (~prompt_mask[:, -1] | (prompt_mask[:, :-1] & ~prompt_mask[:, 1:]).any(1)).nonzero()[:, 0].tolist()
-        if wrong:
-            raise ValueError(f"prompts are padded at the left, before their first token: row {wrong[0]} is not")
+    _check_prompt(prompt, prompt_mask)
     if config.num_beams > 1 and on_token is not None:
         raise ValueError(f"num_beams={config.num_beams}: beams settle no token before the end, nothing to stream")
     with torch.inference_mode():
         if config.num_beams > 1:
-            generated = Generated(*beam_search(step, state, prompt, config, prompt_mask))
+            found = beam_search(step, state, prompt, config, prompt_mask, should_stop, constraints)
+            generated = Generated(*found)
         else:
-            generated = _one_by_one(step, state, prompt, config, generator, on_token, with_scores, prompt_mask)
+            more = (generator, with_scores, prompt_mask, should_stop, constraints)
+            steps = _one_by_one(step, state, prompt, config, *more)
+            while True:
+                try:
+                    new = next(steps)
+                except StopIteration as end:
+                    generated = end.value
+                    break
+                for row, token in new if on_token is not None else ():
+                    on_token(row, token)  # type: ignore[misc]
     with torch.inference_mode(False):  # results are ordinary tensors even within inference mode
         return Generated(*(tensor.clone() for tensor in generated))
+
+
+def stream(
+    step: Callable[[Tensor, S], Tensor],
+    state: S,
+    prompt: Tensor,
+    config: GenerationConfig,
+    *,
+    generator: torch.Generator | None = None,
+    prompt_mask: Tensor | None = None,
+    should_stop: ShouldStop | None = None,
+    constraints: Sequence[Constraint] = (),
+) -> Iterator[list[tuple[int, int]]]:
+    """Yields the (row, token) pairs of each step of `generate`, greedy or sampled, as soon as they are known.
+
+    Raises:
+        ValueError: See `generate`; or beams are requested.
+
+    >>> def step(ids, state):
+    ...     return torch.nn.functional.one_hot(ids[:, -1] + 1, 10).float()
+    >>> class NoState:
+    ...     def select(self, rows): ...
+    >>> list(stream(step, NoState(), torch.tensor([[7]]), GenerationConfig(eos_token_id=9, max_new_tokens=4)))
+    [[(0, 8)], [(0, 9)]]
+    """
+    _check_prompt(prompt, prompt_mask)
+    if config.num_beams > 1:
+        raise ValueError(f"num_beams={config.num_beams}: beams settle no token before the end, nothing to stream")
+    steps = _one_by_one(step, state, prompt, config, generator, False, prompt_mask, should_stop, constraints)
+    while True:
+        with torch.inference_mode():  # not while the caller has the tokens
+            new = next(steps, None)
+        if new is None:
+            return
+        yield new
+
+
+def _check_prompt(prompt: Tensor, prompt_mask: Tensor | None) -> None:
+    if prompt.dim() != 2 or not prompt.shape[1]:
+        raise ValueError(f"prompt must be (B, P) with at least one token each, found {tuple(prompt.shape)}")
+    if prompt_mask is None:
+        return
+    if prompt_mask.shape != prompt.shape or prompt_mask.dtype != torch.bool:
+        found = f"{tuple(prompt_mask.shape)} {prompt_mask.dtype}"
+        raise ValueError(f"prompt_mask must be {tuple(prompt.shape)} torch.bool, as the prompt is, found {found}")
+    wrong = (~prompt_mask[:, -1] | (prompt_mask[:, :-1] & ~prompt_mask[:, 1:]).any(1)).nonzero()[:, 0].tolist()
+    if wrong:
+        raise ValueError(f"prompts are padded at the left, before their first token: row {wrong[0]} is not")
 
 
 def _one_by_one(
@@ -104,13 +159,17 @@ def _one_by_one(
     prompt: Tensor,
     config: GenerationConfig,
     generator: torch.Generator | None,
-    on_token: OnToken | None,
     with_scores: bool,
     prompt_mask: Tensor | None,
-) -> Generated:
-    """Greedy search or sampling; a sentence is removed from the batch when all its rows have ended."""
+    should_stop: ShouldStop | None,
+    more: Sequence[Constraint],
+) -> Generator[list[tuple[int, int]], None, Generated]:
+    """Greedy search or sampling; a sentence is removed from the batch when all its rows have ended.
+
+    Yields the row and token of each new token.
+    """
     (B, P), n = prompt.shape, config.num_return_sequences
-    room, constraints = config.room(P), build_constraints(config, P)
+    room, constraints = config.room(P), [*build_constraints(config, P), *more]
     end = torch.tensor(config.eos, dtype=prompt.dtype, device=prompt.device)
     out = prompt.new_full((B, n, room), config.pad)
     lengths = prompt.new_zeros(B, n)
@@ -130,14 +189,15 @@ def _one_by_one(
         tokens = tokens.view(-1, n).masked_fill(~running, config.pad)  # (b, n)
         out[live, :, t] = tokens
         lengths[live] += running
-        if on_token is not None:
-            for sentence, k in running.nonzero().tolist():
-                on_token(int(live[sentence]) * n + k, int(tokens[sentence, k]))
-        running = running & ~torch.isin(tokens, end)
+        yield [(int(live[sentence]) * n + k, int(tokens[sentence, k])) for sentence, k in running.nonzero().tolist()]
+        ids = torch.cat([ids, tokens.view(-1, 1)], dim=1)  # (b n, T)
+        ended = torch.isin(tokens, end)
+        if should_stop is not None:
+            ended = ended | should_stop(ids).view(-1, n)
+        running = running & ~ended
         staying = running.any(1)  # (b,)
         if t + 1 == room or not staying.any():
             break
-        ids = torch.cat([ids, tokens.view(-1, 1)], dim=1)  # (b n, T)
         if not staying.all():
             kept = staying.nonzero().squeeze(1)
             live, running, tokens = live[kept], running[kept], tokens[kept]
@@ -170,7 +230,7 @@ def _pick(
     if forced:  # log-probability 0
         wide = torch.promote_types(logits.dtype, torch.float32)
         return ids.new_full((len(ids),), forced[0]), logits.new_zeros(len(ids), dtype=wide) if with_scores else None
-    penalized = config.repetition_penalty != 1.0
+    penalized = config.repetition_penalty != 1.0 or config.presence_penalty != 0.0
     plain = logits.clone() if penalized and with_scores else logits  # other constraints only forbid
     log_z = log_normalizer(logits) if with_scores else None  # (N, 1), without renormalization
     for constraint in constraints:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..backbones.bert import BertEncoder
+from ..backbones.causal import CausalLM
 from ..backbones.deberta import DebertaEncoder
 from ..backbones.deformable_detr import DeformableDetr
 from ..backbones.detr import Detr
@@ -35,7 +36,9 @@ from .detr import convert_detr
 from .dinov2 import convert_dinov2
 from .files import open_source, read_config, read_state
 from .generation import load_generation_config
+from .gpt2 import convert_gpt2
 from .keymap import Converted, Table, check_into, load_into
+from .llama import convert_llama, convert_mistral, convert_qwen2, convert_qwen3
 from .marian import convert_marian
 from .modernbert import convert_modernbert
 from .rt_detr import convert_rt_detr
@@ -76,6 +79,11 @@ FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
     "marian": (Seq2Seq, convert_marian),
     "bart": (Seq2Seq, convert_bart),
     "t5": (Seq2Seq, convert_t5),
+    "gpt2": (CausalLM, convert_gpt2),
+    "llama": (CausalLM, convert_llama),
+    "mistral": (CausalLM, convert_mistral),
+    "qwen2": (CausalLM, convert_qwen2),
+    "qwen3": (CausalLM, convert_qwen3),
     "blip": (ImageToText, convert_blip),
     "vilt": (Vilt, convert_vilt),
     "vision-encoder-decoder": (ImageToText, convert_vision_encoder_decoder),
@@ -112,7 +120,7 @@ def load_pretrained(
             ``resize_positions="bicubic"``, ``dropout=0.0``.
 
     Returns:
-        A `BertEncoder`, `VisionTransformer`, `SegFormer`, `Detr`, `DeformableDetr`, `RTDetr`, `Seq2Seq`,
+        A `BertEncoder`, `CausalLM`, `VisionTransformer`, `SegFormer`, `Detr`, `DeformableDetr`, `RTDetr`, `Seq2Seq`,
         `ImageToText`, `Vilt`, `TimeSformer`, `TubeletTransformer`, `Whisper` or `Wav2Vec2`.
 
     Raises:
@@ -140,7 +148,7 @@ def read_pretrained(
     *,
     download: bool = False,
     revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     head: Table | None = None,
 ) -> tuple[type[nn.Module], Converted]:
     """Reads a public model as a class with its keywords and weights, without constructing it.
@@ -149,7 +157,7 @@ def read_pretrained(
         source: As in `load_pretrained`, like the other arguments.
         download: source may be a name on the hub.
         revision: Revision of the hub's repository.
-        dtype: Type of the weights.
+        dtype: Type of the weights; None = as they are stored.
         head: Names of the head of a text encoder, such as ``{"qa_outputs.*": "span.*"}``, under which its tensors are
             beside the encoder's in the state. It must be present, and no other may be. None: such heads are ignored.
 
@@ -167,7 +175,8 @@ def read_pretrained(
         raise ValueError(f"{source}: {error}") from None
     state = read_state(find, source)
     # Cast before conversion, so that sums of tensors are not rounded to half precision.
-    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    if dtype is not None:
+        state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     try:
         check_finite(state)
         return kind, converter(config, state) if head is None else converter(config, state, head)

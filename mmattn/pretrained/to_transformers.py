@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .bart import BART, STACKS
 from .bert import LAYERS
+from .gpt2 import LAYERS as GPT2, MAPS
 from .keymap import rename_back
 from .vit import TRANSFORMERS
 from .whisper import WHISPER
@@ -138,6 +139,40 @@ def vit_back(keywords: Mapping[str, Any], state: Mapping[str, Tensor]) -> Foreig
         "attention_probs_dropout_prob": _dropout(keywords.get("attention")),
     }
     return config, rename_back(given, TRANSFORMERS, prefix="vit.")
+
+
+def gpt2_back(keywords: Mapping[str, Any], state: Mapping[str, Tensor]) -> Foreign:
+    """A `CausalLM` as GPT2LMHeadModel.
+
+    Raises:
+        ValueError: It has other positions, norms or feed-forward networks.
+    """
+    expected = {"positions": "learned", "norm": "layer", "gated": False, "bias": True, "ffn_bias": True}
+    _require(keywords, expected, expected)
+    given, table = dict(state), {name: ours for name, ours in GPT2.items() if isinstance(ours, str)}
+    if keywords.get("tied_output", True):
+        given.pop("output.weight", None)
+    for first in [name for name in given if ".attention.q_proj." in name]:  # one map of queries, keys and values
+        parts = [given.pop(first.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+        given[first.replace("q_proj", "qkv")] = torch.cat(parts)
+    table |= {"h.#.attn.c_attn.*": "decoder.layers.#.attention.qkv.*"}
+    found = rename_back(given, table, prefix="transformer.", bare=("lm_head",))
+    config = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": keywords["vocab_size"],
+        "n_embd": keywords["embed_dim"],
+        "n_layer": keywords["num_layers"],
+        "n_head": keywords["num_heads"],
+        "n_inner": keywords.get("ffn_dim") or 4 * keywords["embed_dim"],
+        "n_positions": keywords["max_len"],
+        "layer_norm_epsilon": keywords.get("norm_eps", 1e-5),
+        "activation_function": ACTIVATIONS[keywords.get("activation", "gelu")],
+        "resid_pdrop": keywords.get("dropout", 0.0),
+        "attn_pdrop": _dropout(keywords.get("attention")),
+        "tie_word_embeddings": bool(keywords.get("tied_output", True)),
+    }
+    return config, {name: one.t().contiguous() if name.endswith(MAPS) else one for name, one in found.items()}
 
 
 def _stack_config(keywords: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ float32 greedy 1.5 and beam 5 1.7 times its speed, bfloat16 beam 5 2.8, int8 gre
 int8 greedy 2.0 and beam 5 2.2; in float32 the same ids.
 "Share" is the time of the search's matrix products alone over the time of the whole search.
 
-`captions.py` follows, captioning of BLIP's shape.
+`captions.py` follows, captioning of BLIP's shape, and `language.py`, decoder-only models.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 import captions
+import language
 import torch
 from common import CLOCKS, Ratio, arguments, interleave, machine, ratio, write_rows
 from torch import Tensor, nn
@@ -203,7 +204,8 @@ def main() -> int:
             print(text, flush=True)
             rows.append(row)
     more, failed = captions.measure(given)
-    rows, broken = rows + more, broken + failed
+    last, failures = language.measure(given)
+    rows, broken = rows + more + last, broken + failed + failures
     write_rows(given.json, rows)
     print(f"{broken} bars fail" if broken else "all bars hold")
     return 1 if broken else 0

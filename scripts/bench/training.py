@@ -5,7 +5,7 @@ python scripts/bench/training.py [--threads N] [--rounds N] [--sentences N] [--c
 Forward, backward and AdamW of d_model 512, 6 + 6 layers, 8 heads, ffn 2048, a vocabulary of 32,000, dropout 0.1, on a
 batch of padded sentences of 10 to 40 tokens, as of a wide length bucket. Without dropout both models must give the same
 loss and gradient. Required: in float32 at most 1.02 times transformers' time; exit 1 if not. Also reported are bfloat16
-by autocast with the fused AdamW, and real target tokens per second.
+by autocast with the fused AdamW, and real target tokens per second. `language_training.py` follows, a language model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import language_training
 import torch
 from common import CLOCKS, arguments, interleave, machine, ratio, write_rows
 from generation import PAD, START, VOCABULARY, random_marian
@@ -146,6 +147,8 @@ def main() -> int:
         verdict = "" if must is None else f"; must {must}: {'holds' if time.median <= must else 'FAILS'}"
         print(f"{name:<22} {time}  {row['tokens/s']:7.0f} tokens/s{verdict}")
         rows.append(row)
+    more, failed = language_training.measure(given)
+    rows, broken = rows + more, bool(broken or failed)
     write_rows(given.json, rows)
     print("a bar fails" if broken else "all bars hold")
     return int(broken)

@@ -95,6 +95,7 @@ def sources() -> dict[str, Source]:
         "multi30k_en_de": text.convert_multi30k,
         "aeslc": text.convert_aeslc,
         "scitldr_a": text.convert_scitldr,
+        "tinyshakespeare": text.convert_tinyshakespeare,
         "cifar10": images.convert_cifar10,
         "camvid": images.convert_camvid,
         "fsdd": asr.convert_fsdd,

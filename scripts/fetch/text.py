@@ -1,4 +1,4 @@
-"""The public text sets of ``scripts/fetch_data.py``: parallel text, and documents with their summaries."""
+"""The public text sets of ``scripts/fetch_data.py``: parallel text, documents with their summaries, plain text."""
 
 from __future__ import annotations
 
@@ -88,3 +88,14 @@ def _scitldr_row(row: Mapping[str, Any], several: bool) -> dict[str, Any]:
     document = " ".join(" ".join(row["source"]).split())
     found = {"id": row["paper_id"], "document": document, "summary": targets[0]}
     return found | ({"references": targets} if several else {})
+
+
+def convert_tinyshakespeare(archive: Archive, folder: Path) -> None:
+    """Write the first 90 % of the characters for training, the next 5 % for validation, the last for the test."""
+    text = archive.text(r"data/tinyshakespeare/input\.txt")
+    if len(text) < 100:
+        raise FetchError(f"tinyshakespeare: expected plays, found {len(text)} characters")
+    first = int(0.9 * len(text))
+    second = first + (len(text) - first) // 2
+    for name, part in (("train", text[:first]), ("val", text[first:second]), ("test", text[second:])):
+        (folder / f"{name}.txt").write_text(part, encoding="utf-8", newline="\n")

@@ -31,6 +31,7 @@ class Adapter:
         task: The task that the models are for.
     """
 
+    maps_weights: ClassVar[bool] = False  # whether models use the tensors of files as they are, without a copy
     network: ClassVar[str | None] = None  # name of the public network in config.json; None: the task's own model
 
     def __init__(self, task: Task) -> None:
@@ -166,13 +167,14 @@ class CheckpointParts:
         Raises:
             CheckpointError: Keywords are unknown or invalid, or the weights do not fit.
         """
-        from mmattn.building import build_for
+        from mmattn.building import build_for, build_on_meta
 
+        maps = self.adapter.maps_weights
         try:
-            model = build_for(self.state, self.adapter.build, keywords)
+            model = (build_on_meta if maps else build_for)(self.state, self.adapter.build, keywords)
         except ValueError as error:
             raise CheckpointError(f"{self.where}: {str(error).removesuffix('.')}.") from None
-        load_weights(model, self.state, self.where)
+        load_weights(model, self.state, self.where, assign=maps)
         return model
 
     def finished(self) -> CheckpointParts:

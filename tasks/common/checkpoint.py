@@ -137,8 +137,14 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     return {name: value.float() if value.dtype in half else value for name, value in state.items()}
 
 
-def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], source: str | Path) -> None:
+def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], source: str | Path, assign: bool = False) -> None:
     """Load weights strictly: all names and shapes must match; tied weights are loaded by their first name.
+
+    Args:
+        model: The model.
+        state: Weights by name.
+        source: Their place, for errors.
+        assign: Whether the model gets the tensors themselves, of their types, in place of a copy.
 
     Raises:
         CheckpointError: Weights are missing, unexpected, of a different shape or type, or not finite; the message names
@@ -153,7 +159,20 @@ def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], source: st
         check_finite(state)
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}.") from None
-    model.load_state_dict(state, strict=not tied)
+    groups = _tied_groups(model) if assign else []
+    model.load_state_dict(state, strict=not tied, assign=assign)
+    for first, *others in groups:
+        for name in others:
+            path, _, last = name.rpartition(".")
+            setattr(model.get_submodule(path), last, model.get_parameter(first))
+
+
+def _tied_groups(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(value), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
 
 
 def save_directory(

@@ -46,7 +46,12 @@ def run(task: Task, command: str, options: argparse.Namespace) -> None:
         for option in task.options
         if option.kind == "predict" and option.only in (None, command) and getattr(options, option.name) is not None
     }
+    interactive = keywords.pop("interactive", False)  # of tasks whose predictors answer line by line
     keywords = predictor.check_options(keywords)
+    if interactive:
+        _converse(predictor, options, keywords)
+        _name_default(default)
+        return
     found = items_of(predictor, task, options)
     items = found[: options.limit]
     place = Path(str(predictor.parts.where)) if predictor.parts is not None else None
@@ -58,6 +63,36 @@ def run(task: Task, command: str, options: argparse.Namespace) -> None:
         error.can_skip = command == "predict" and len(items) > 1 and options.on_error == "raise"
         raise
     _name_default(default)
+
+
+def _converse(predictor: Any, options: argparse.Namespace, keywords: Mapping[str, Any]) -> None:
+    """Answer each line of standard input as it comes, in parts; errors of a line are said, and end nothing.
+
+    Raises:
+        UserError: Other items are given, or an output.
+    """
+    if options.input is not None or options.paths or options.output is not None:
+        raise UserError("--interactive: expected no items and no --output, found some.")
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        sys.stdout.write(prompt)
+        sys.stdout.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        try:
+            _write_live(predictor, line.removesuffix("\n"), keywords)
+        except UserError as error:
+            sys.stderr.write(f"{error}\n")
+
+
+def _write_live(predictor: Any, item: Any, keywords: Mapping[str, Any]) -> None:
+    """Write the parts of an answer as they come."""
+    for part in predictor.stream_text(item, **keywords):
+        sys.stdout.write(part)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
 
 
 def _default(task: Task, options: argparse.Namespace) -> str:
@@ -106,7 +141,8 @@ def items_of(predictor: Predictor[Any, Any], task: Task, options: argparse.Names
                 "arguments", wanted, f"only {', '.join(f'--{name}' for name in given)}" if given else "neither"
             )
         first = names[0]
-        return [{"id": first if first == "text" else Path(given[first]).name, **given}]
+        is_text = first in ("text", "prompt")  # and no path, whose name would be the id
+        return [{"id": first if is_text else Path(given[first]).name, **given}]
     if names[0] in given:
         raise DataError("arguments", wanted, "both")
     return _opened(predictor, options.input, options.on_error, given)
@@ -168,6 +204,12 @@ def _predict(
     shown = options.output is not None or not sys.stdout.isatty()
     json_lines = any(path == DEMO or is_json_lines(path) for path in (options.input or "", *options.paths))
     plain = None if json_lines else predictor.plain
+    single = len(items) == 1 and options.output is None and options.input is None
+    if single and isinstance(items[0], Mapping) and predictor.can_stream(keywords):
+        _write_live(predictor, items[0], keywords)
+        if remark := predictor.remark():
+            sys.stderr.write(f"{remark}\n")
+        return
 
     def records() -> Iterator[dict[str, Any]]:
         found = predictor.stream(items, batch_size, options.on_error, **keywords)

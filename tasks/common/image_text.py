@@ -18,7 +18,7 @@ from mmattn.tasks.common.finetune import init_missing, read_network
 from mmattn.tasks.common.seq2seq.adapters import as_json
 from mmattn.tasks.common.sources import Source
 
-FILES = (*(name for kind in ("tokenizer.json", "bert") for name in LAYOUTS[kind]), *OPTIONAL)
+FILES = (*(name for kind in ("tokenizer.json", "bert", "bpe") for name in LAYOUTS[kind]), *OPTIONAL)
 POSITIONS = "net.image.positions"  # of a task's model whose network is `net`
 
 

@@ -88,7 +88,7 @@ class Predictor(Reviewing, Generic[Item, Prediction]):
 
             if precision not in PRECISIONS:
                 raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}.")
-            prepare(model, precision)
+            prepare(model.float(), precision)  # public weights may be in half precision
             predictor.packed = True
         return predictor
 
@@ -155,6 +155,10 @@ class Predictor(Reviewing, Generic[Item, Prediction]):
             options: Options of `predict`.
         """
         return (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+    def can_stream(self, options: Mapping[str, Any]) -> bool:
+        """Whether the command line writes the answer to a single item in parts, by a method `stream_text`."""
+        return False
 
     def remark(self) -> str:
         """Text that the command line writes to standard error at the end."""

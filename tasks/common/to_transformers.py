@@ -1,7 +1,7 @@
 """`export --format transformers`: a folder that transformers loads, where its classes compute what the model computes.
 
 Supported are models that came from public weights of these families, whatever data they were fine-tuned on: Marian and
-BART, Whisper, BERT with a head of sequences, tokens or answers, and ViT with a linear classifier.
+BART, Whisper, GPT-2, BERT with a head of sequences, tokens or answers, and ViT with a linear classifier.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.files import atomic_folder
 
 Parts = tuple[dict[str, Any], dict[str, Tensor], dict[str, bytes]]  # config.json, state dict, the other files
-SUPPORTED = "Marian, BART, Whisper, BERT and ViT"
+SUPPORTED = "Marian, BART, Whisper, GPT-2, BERT and ViT"
 
 
 def export_transformers(predictor: Any, folder: str | Path) -> str:
@@ -71,6 +71,8 @@ def _builder(predictor: Any) -> Callable[[Mapping[str, Any], dict[str, Tensor], 
     keywords, network = predictor.parts.keywords, predictor.parts.network
     if network in ("seq2seq", "whisper"):
         return _stacks if network == "seq2seq" else _whisper
+    if network == "causal_lm":
+        return _gpt2
     if keywords.get("encoder") == "bert":
         return _bert
     if keywords.get("backbone") == "vit":
@@ -107,6 +109,17 @@ def _whisper(keywords: Mapping[str, Any], state: dict[str, Tensor], processor: A
     about |= {"bos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     files.setdefault("tokenizer_config.json", _json(about))
     return config, tensors, files
+
+
+def _gpt2(keywords: Mapping[str, Any], state: dict[str, Tensor], processor: Any) -> Parts:
+    from mmattn.pretrained.to_transformers import gpt2_back, split_prefix
+
+    config, tensors = gpt2_back(keywords, split_prefix(state, "net."))
+    _nothing_left(state)
+    generation = dict(processor.options.get("generation") or {})
+    config |= {key: value for key, value in generation.items() if key.endswith("_token_id")}
+    files = dict(processor.tokenizer.files) | {"generation_config.json": _json(generation)}
+    return config, tensors, _with_special(files, generation, processor.tokenizer)
 
 
 def _bert(keywords: Mapping[str, Any], state: dict[str, Tensor], processor: Any) -> Parts:

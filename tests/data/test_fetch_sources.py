@@ -202,6 +202,14 @@ def test_aeslc(tmp_path: Path) -> None:
     assert val["references"] == ["One", "Two words", "Three", "Four"]
 
 
+def test_tinyshakespeare(tmp_path: Path) -> None:
+    plays = "".join(chr(97 + n % 26) for n in range(200))
+    folder = get("tinyshakespeare", {"data/tinyshakespeare/input.txt": plays.encode()}, tmp_path)
+    parts = [(folder / f"{name}.txt").read_text() for name in ("train", "val", "test")]
+    assert "".join(parts) == plays
+    assert list(map(len, parts)) == [180, 10, 10]
+
+
 def scitldr(**parts: list[tuple[str, list[str], list[str]]]) -> dict[str, bytes]:
     """The files of rows of an id, sentences and summaries."""
     return {
@@ -253,6 +261,7 @@ def without(part: str, files: dict[str, bytes]) -> dict[str, bytes]:
         ("multi30k_en_de", MULTI30K | {VAL_DE: b"no gzip"}, "val.de.gz is no gzip"),
         ("aeslc", without("dev", AESLC), "no mails of val"),
         ("scitldr_a", without("dev", SCITLDR), "no abstracts of val"),
+        ("tinyshakespeare", {"data/tinyshakespeare/input.txt": b"short"}, "expected plays, found 5 characters"),
         ("scitldr_a", SCITLDR | scitldr(dev=[("c", ["Four."], [])]), "dev.jsonl has no source, target and paper_id"),
     ],
 )
@@ -338,7 +347,7 @@ def test_splits_are_reproducible(rebuild: Any, real_data: Path, tmp_path: Path) 
     assert fetch(sources()[name], real_data, NOWHERE) == given  # recognized in place
 
 
-@pytest.mark.parametrize("name", ["multi30k_en_de", "aeslc", "scitldr_a"])
+@pytest.mark.parametrize("name", ["multi30k_en_de", "aeslc", "scitldr_a", "tinyshakespeare"])
 def test_checksums_match_the_table(name: str, real_data: Path) -> None:
     given = measured_on(real_data, name)
     for file, expected in sources()[name].sha256.items():

@@ -33,6 +33,11 @@ ROWS: dict[str, tuple[list[Any], list[Any], str]] = {  # rows, the labels found 
         ["a", "d"],
         "row 3: expected the keys document and summary",
     ),
+    "text_generation": (
+        [("a b", "c"), {"prompt": "c d", "response": "e", "id": "x"}],
+        ["c", "e"],
+        "row 3: expected the key text",
+    ),
     "translation": (
         [("a b", "c"), {"en": "c d", "de": "e", "id": "x"}],
         ["c", "e"],
@@ -56,6 +61,7 @@ FIELDS = {
     "vqa": "answers",
     "captioning": "captions",
     "summarization": "target",
+    "text_generation": "text",
     "translation": "target",
 }
 

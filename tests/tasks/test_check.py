@@ -16,7 +16,7 @@ from mmattn.tasks.common.task import tasks
 from tests.conftest import refused
 
 SHOWN = {"asr": "seconds", "classification": "class", "segmentation": "in the mask", "vqa": "answer"}
-SHOWN |= {"text_classification": "words of the text"}
+SHOWN |= {"text_classification": "words of the text", "text_generation": "words of the text"}
 SHOWN |= {"qa": "words of the question", "detection": "boxes", "captioning": "words of the caption", "video": "seconds"}
 
 

@@ -71,6 +71,13 @@ BAD_ITEMS: dict[str, list[tuple[Any, str]]] = {  # items given to `predict`, and
         ([7], "item 0: expected a text, or a mapping with text or words, found int"),
         ("a text", "write predict"),
     ],
+    "text_generation": [
+        ([{"text": "x", "id": "a"}], "item a: expected the key prompt, found id, text"),
+        (["\udcff"], "item 0: expected a prompt of valid Unicode"),
+        ([{"prompt": 3}], "item 0: expected a prompt of valid Unicode, found 3"),
+        ([{"messages": [{"role": "user", "content": "x"}]}], "expected a model with a chat template, found none"),
+        ("a text", "write predict"),
+    ],
     "translation": [
         ([{"de": "x"}], "item 0: expected a source sentence .en., found the keys de"),
         (["\udcff"], "item 0: expected a source sentence"),
@@ -131,6 +138,13 @@ BAD_ARGUMENTS: dict[str, list[tuple[str, str]]] = {  # run in an empty folder
         ("--input none.csv", r"none\.csv: expected a CSV, TSV, JSONL, CoNLL, CoNLL-U or text file, found no such file"),
         ("--input demo --top_k 0", "--top_k: expected 1 or more, found 0"),
         ("--input demo --task sst2", "task: expected one of no other, found 'sst2'"),
+    ],
+    "text_generation": [
+        ("", "expected --prompt, or --input PATH, found neither"),
+        ("--input none.txt", "none.txt: expected a JSONL, CSV, TSV or text file of prompts, found no such file"),
+        ("--prompt x --temperature -1", "--temperature: expected 0 or more, found -1"),
+        ("--prompt x --on_long drop", "--on_long: expected cut or refuse, found 'drop'"),
+        ("--prompt x --chat", "expected a model with a chat template, found none"),
     ],
     "translation": [
         ("", "--text, or --input PATH"),

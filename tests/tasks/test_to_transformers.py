@@ -15,7 +15,7 @@ from mmattn.data.errors import UserError
 from mmattn.tasks.translation import load as load_translation
 from tests.conftest import refused, slow_but_first
 from tests.public_speech import clips, recording, transcribed_by_transformers, write_whisper
-from tests.tasks.public_folders import TEXTS, write, written_by_transformers
+from tests.tasks.public_folders import TARGETS, TEXTS, write, written_by_transformers
 from tests.tasks.runs import ask, run
 from tests.tasks.test_classification_pretrained import BASE
 
@@ -139,3 +139,27 @@ def test_what_transformers_cannot_compute_is_refused(tmp_path: Path) -> None:
     refused("expected a new or empty folder", exported, ours, tmp_path / "other", error=UserError)
     packed = load(tmp_path / "public", device="cpu", precision="float32")
     refused("without packed weights", exported, packed, tmp_path / "a", error=UserError)
+
+
+def test_continuations_of_gpt2(tmp_path: Path) -> None:
+    from tokenizers import ByteLevelBPETokenizer
+
+    (tmp_path / "public").mkdir()
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator([*TEXTS, *TARGETS], 300, special_tokens=["<|endoftext|>"])
+    trained.save(str(tmp_path / "public" / "tokenizer.json"))
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "eos_token_id": 0, "bos_token_id": 0}
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=trained.get_vocab_size(), **sizes)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "public")
+    ours = disturbed(load(tmp_path / "public", device="cpu"))
+    folder = exported(ours, tmp_path / "theirs")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.randint(1, 250, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, wanted = ours.model(ids, torch.ones_like(ids).bool()).logits, theirs(ids).logits
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer("the old dog", return_tensors="pt").input_ids
+    whole = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False)
+    assert ours("the old dog", max_new_tokens=12).text == tokenizer.decode(whole[0][prompt.shape[1] :])

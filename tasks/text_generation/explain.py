@@ -1,0 +1,148 @@
+"""What each generated word was read from: the relevance of the words before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmattn.data.text.tokenizer import words_of
+from mmattn.explain import relevance
+from mmattn.tasks.common.shading import Words, join_tokens, shaded_html, shaded_picture
+
+LONG, ROWS = 256, 32  # tokens up to which one after another is erased, and passes at a time
+
+
+@dataclass
+class TextGenerationExplanation:
+    """The relevance of the words before each of the first words of a continuation."""
+
+    prediction: Any  # a TextGenerationPrediction
+    words: list[Words]  # for each explained word, which is marked: the text before it, shaded, and itself
+    names: list[str]  # the explained words
+    truth: str | None = None  # the true continuation, if it is known
+
+    def save(self, path: str | Path) -> None:
+        """Write a PNG: the text up to the first explained word, its words shaded."""
+        from mmattn.plot import caption
+
+        title = caption(self.prediction.id, f"{self.names[0]!r}, of {self.prediction.text.strip()!r}", self.truth, 9.0)
+        shaded_picture(self.words[0], path, title)
+
+    def html(self) -> str:
+        """All explained words as a part of an HTML page."""
+        true = "" if self.truth is None else f"; true: {self.truth.strip()}"
+        parts = [f"<h3>{escape(self.prediction.text.strip() + true)}</h3>"]
+        parts += [
+            f"<h4>{escape(name)}</h4>{shaded_html(words)}" for name, words in zip(self.names, self.words, strict=True)
+        ]
+        return f"<section>{''.join(parts)}</section>"
+
+
+def explained(predictor: Any, written: Any, most: int) -> TextGenerationExplanation:
+    """Explains the first words of a continuation.
+
+    Args:
+        predictor: A `TextGenerationPredictor`.
+        written: One of its predictions.
+        most: Number of words.
+    """
+    text = written.prompt + written.text
+    tokenizer = predictor.processor.tokenizer
+    spans = tokenizer.spans(text)
+    words, owners = words_of(text, spans)
+    end = len(written.prompt.rstrip())
+    new = [n for n, (start, _) in enumerate(words) if start >= end or words[n][1] > end + 1][:most]
+    found, names = [], []
+    before = predictor.processor.start_ids
+    ids = [*before, *tokenizer.encode(text)]
+    for number in new:
+        tokens = [place for place, owner in enumerate(owners) if owner == number and spans[place][1] > spans[place][0]]
+        if not tokens or number == 0:
+            continue
+        places = [place + len(before) for place in tokens]
+        weights = token_relevance(predictor.model.net, ids[-predictor.processor.max_len :], places, len(ids))
+        shown = join_tokens(words[:number], owners[: tokens[0]], weights[len(before) : len(before) + tokens[0]])
+        start, stop = words[number]
+        found.append(Words(text[:stop], words[: number + 1], torch.cat([shown, torch.zeros(1)]), [(start, stop)]))
+        names.append(text[start:stop])
+    if not found:
+        found, names = [_first_token(predictor, written, before)], ["the first token"]
+    return TextGenerationExplanation(written, found, names)
+
+
+def _first_token(predictor: Any, written: Any, before: Sequence[int]) -> Words:
+    """The relevance of the prompt's words for the first token of a continuation without words, such as the end."""
+    tokenizer = predictor.processor.tokenizer
+    prompt, new = tokenizer.encode(written.prompt), tokenizer.encode(written.text)
+    ids = [*before, *prompt, *(new[:1] or [tokenizer.eos_id])]
+    weights = token_relevance(predictor.model.net, ids[-predictor.processor.max_len :], [len(ids) - 1], len(ids))
+    words, owners = words_of(written.prompt, tokenizer.spans(written.prompt)) if written.prompt.strip() else ([], [])
+    own = join_tokens(words, owners, weights[len(before) : len(before) + len(owners)])
+    return Words(written.prompt, words, own)
+
+
+def token_relevance(net: Any, ids: Sequence[int], places: Sequence[int], total: int) -> Tensor:
+    """The relevance of each token for the tokens at some places, which were predicted from those before them.
+
+    It is by how much their log-probability falls if the token's embedding is replaced by the mean of all embeddings
+    (Li et al. 2016, "Understanding Neural Networks through Representation Erasure"), where it falls; for texts of more
+    than LONG tokens the gradient-weighted attention of Chefer et al. 2021, which takes one pass.
+
+    Args:
+        net: A `CausalLM` or `RecurrentLM`.
+        ids: The last tokens of a text.
+        places: Indices of the tokens, in the whole text.
+        total: Number of tokens of the whole text.
+
+    Returns:
+        (total,), zero for tokens that were not read; sums to one if anything is relevant.
+    """
+    left = total - len(ids)
+    own = [place - left for place in places if place - left > 0]
+    weights = torch.zeros(total)
+    if own:
+        read = torch.tensor([ids[: max(own)]], device=net.embedding.weight.device)
+        rows = (_erasure if read.shape[1] <= LONG else _attention)(net, read, ids, own)  # (L,)
+        weights[left : left + len(rows)] = rows / rows.sum().clamp_min(1e-9)
+    return weights
+
+
+def _log_p(net: Any, read: Tensor, ids: Sequence[int], places: Sequence[int]) -> Tensor:
+    """The sum of the log-probabilities of the tokens at some places, of each row of read (B, L): (B,)."""
+    logits = net(read)[:, [place - 1 for place in places]].float()  # (B, k, V)
+    wanted = torch.tensor([ids[place] for place in places], device=read.device)
+    return logits.log_softmax(-1).gather(2, wanted.expand(len(read), -1)[..., None]).sum((1, 2))
+
+
+def _erasure(net: Any, read: Tensor, ids: Sequence[int], places: Sequence[int]) -> Tensor:
+    mean, hidden = net.embedding.weight.mean(0), list[int]()
+
+    def replace(module: Any, args: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[torch.arange(len(hidden)), hidden] = mean
+        return output
+
+    falls = []
+    with torch.no_grad():
+        whole = _log_p(net, read, ids, places)
+        handle = net.embedding.register_forward_hook(replace)
+        try:
+            for first in range(0, read.shape[1], ROWS):
+                hidden = list(range(first, min(first + ROWS, read.shape[1])))
+                falls.append(whole - _log_p(net, read.expand(len(hidden), -1), ids, places))
+        finally:
+            handle.remove()
+    return torch.cat(falls).clamp_min(0).cpu()
+
+
+def _attention(net: Any, read: Tensor, ids: Sequence[int], places: Sequence[int]) -> Tensor:
+    found = relevance(net, lambda: _log_p(net, read, ids, places))
+    R = max(found.values(), key=lambda one: one.shape[-1])[0]  # (L, L)
+    own = R - torch.eye(len(R), device=R.device)  # without a token's own
+    return own[[place - 1 for place in places]].mean(0).clamp_min(0).float().cpu()

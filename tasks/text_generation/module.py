@@ -1,0 +1,213 @@
+"""Training and evaluation of language models: cross-entropy of the next token."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from mmattn.data.batching import BatchPlan
+from mmattn.tasks.common.chance import Chance
+from mmattn.tasks.common.datamodule import Split, TaskDataModule
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.module import TaskModule
+from mmattn.tasks.common.options import LossOptions, check_range
+from mmattn.tasks.text_generation.corpus import Blocks
+from mmattn.tasks.text_generation.data import TextBatch, TextDataset
+from mmattn.tasks.text_generation.metrics import LanguageMetric
+from mmattn.tasks.text_generation.model import carries, token_loss, token_losses
+from mmattn.tasks.text_generation.processor import TextGenerationProcessor
+
+SOME = 1_000_000  # tokens of the training data by whose frequencies chance is computed
+
+
+class StreamBatchSampler(BatchPlan):
+    """Batches that read a corpus in order: the rows of each continue those of the one before.
+
+    Args:
+        total: Number of blocks of all rows.
+        rows: Rows of a batch on one rank.
+        rank: Rank of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, total: int, rows: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(rank, world_size)
+        self.total, self.rows = total, rows
+
+    def __len__(self) -> int:
+        return self.total // (self.rows * self.world_size)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """See the base class."""
+        return [list(range(first, first + self.rows)) for first in range(0, self.total, self.rows)]
+
+
+class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcessor]):
+    """Documents, or instructions.
+
+    Args:
+        document: What a document of a text file is: file, line or paragraph.
+        tokenizer: Tokenizer of the texts: character, byte, bpe (byte-level) or word (split at spaces); none: character,
+            or that of `init_from`.
+        vocab_size: Maximum number of ids of bpe and word; none: 8,000.
+        min_count: Minimum number of occurrences of a character or word; none: 1.
+        block_size: Number of tokens that the model reads at once; none: 256, or that of `init_from`.
+        eval_context: Number of tokens before those of each block on which it is measured; evaluation then takes
+            block_size / (block_size - eval_context) times as long, and the loss is that of long contexts.
+        cross_documents: Whether attention crosses the ends of the documents that are packed into a block.
+        ablate: Train and evaluate without the tokens before ("context"): a baseline, the tokens' frequencies.
+    """
+
+    task = "text_generation"
+    sizes = ("vocab_size", "max_len")
+    least_steps = 1000
+
+    def __init__(
+        self,
+        document: Literal["file", "line", "paragraph"] = "file",
+        tokenizer: Literal["character", "byte", "bpe", "word"] | None = None,
+        vocab_size: int | None = None,
+        min_count: int | None = None,
+        block_size: int | None = None,
+        eval_context: int = 0,
+        cross_documents: bool = False,
+        ablate: Literal["context"] | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        check_range("data.block_size", block_size, 2)
+        check_range("data.eval_context", eval_context, 0)
+        self.document, self.eval_context, self.ablate = document, eval_context, ablate
+        self.cross_documents = cross_documents
+        self.in_order = False  # whether training continues one block with the next, see `TextGenerationModule.connect`
+        self.processor_options = {
+            "tokenizer": tokenizer,
+            "vocab_size": vocab_size,
+            "min_count": min_count,
+            "block_size": block_size,
+        }
+        self.augment = True
+
+    def make_dataset(self, source: Any, split: Split) -> TextDataset:
+        return TextDataset(source, self.document, on_error=self.on_error)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.processor.cross_documents = self.cross_documents or self.in_order
+
+    def prepare_dataset(self, dataset: TextDataset, split: Split) -> TextDataset:
+        """The data set of the blocks of its documents; instructions stay as they are."""
+        if dataset.is_instruction or isinstance(dataset.samples, Blocks):
+            if dataset.is_instruction and self.in_order:
+                raise ConfigError("data.train: expected documents for a model that reads them in order, found prompts.")
+            return dataset
+        size, streams, context = self.processor.max_len, None, 0
+        if split == "train":
+            streams = self.batch_size * self._ranks()["world_size"] if self.in_order else None
+        elif self.eval_context:
+            context = self.eval_context
+            size = size + context if self.in_order else size
+            if context >= size:
+                raise ConfigError(f"data.eval_context: expected fewer than the block's {size} tokens, found {context}.")
+        corpus = self.processor.encode_corpus(dataset)
+        digest, other = dataset.fingerprint(), copy.copy(dataset)
+        other.samples = Blocks(corpus, size, context, streams)  # type: ignore[assignment]
+        other.places = []
+        other._digest = digest
+        return other
+
+    def train_plan(self, dataset: TextDataset) -> BatchPlan:
+        if not self.in_order:
+            return super().train_plan(dataset)
+        return StreamBatchSampler(len(dataset), self.batch_size, **self._ranks())
+
+    def epoch_batches(self, processes: int) -> int:
+        dataset = self.dataset("train")
+        if isinstance(dataset.samples, Blocks) or dataset.is_instruction:
+            return super().epoch_batches(processes)
+        size = self.processor_options["block_size"] or 256
+        characters = sum(len(piece) for sample in dataset.samples for piece in sample.pieces())
+        per_token = {"character": 1, "byte": 1, None: 1}.get(self.processor_options["tokenizer"], 4)
+        return max(1, -(-characters // (per_token * size * self.batch_size * processes)))
+
+    def choose_batch_size(self, processes: int) -> int:
+        """The batch size of `auto`: by the number of blocks."""
+        blocks = self.epoch_batches(processes) * self.batch_size
+        from mmattn.tasks.common import auto
+
+        return auto.batch_size(blocks, self.largest_batch)
+
+
+@dataclass
+class TextGenerationLossOptions(LossOptions):
+    """The loss of language models."""
+
+
+class TextGenerationModule(TaskModule[TextGenerationDataModule]):
+    """Cross-entropy of the next token."""
+
+    task = "text_generation"
+    mode = "min"
+    Loss = TextGenerationLossOptions
+    model: Any
+
+    def connect(self, data: TextGenerationDataModule) -> None:
+        keywords = self.keywords
+        data.in_order = keywords.get("decoder") == "lstm" or bool(keywords.get("memory_len"))
+        self._carried: list[Tensor] | None = None
+
+    def training_loss(self, batch: TextBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        states = self._states(batch)
+        return token_loss(self.model.net, states, batch.labels, batch.label_mask, self.loss.label_smoothing), {}
+
+    def _states(self, batch: TextBatch) -> Tensor:
+        net = self.model.net
+        if not (self.data.in_order and self.training and carries(self.model)):
+            states: Tensor = net.states(batch.input_ids, batch.key_mask, batch.documents)
+            return states
+        states, self._carried = net.segment(batch.input_ids, self._carried)
+        return states
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()  # an epoch begins with the corpus, unless it is resumed within
+        if self.data._resume["batches"] == 0 or self.data._resume["epoch"] != self.current_epoch:
+            self._carried = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self._carried is not None:
+            checkpoint["mmattn_carried"] = self._carried
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._carried = checkpoint.get("mmattn_carried")
+
+    def make_metric(self) -> nn.Module:
+        return LanguageMetric()
+
+    def _log_metrics(self, split: str) -> None:
+        blocks = self.data.dataset(split).samples  # type: ignore[arg-type]
+        if isinstance(blocks, Blocks):
+            metric: Any = self.metrics[split]
+            corpus = blocks.corpus
+            metric.tokens, metric.words, metric.size = blocks.targets, corpus.words, corpus.bytes
+            metric.optimal = corpus.log_p
+        super()._log_metrics(split)
+
+    def update_metric(self, metric: Any, batch: TextBatch) -> None:
+        states = self.model.net.states(batch.input_ids, batch.key_mask, batch.documents)
+        metric.update(*token_losses(self.model.net, states, batch.labels, batch.label_mask))
+
+    def chance(self) -> Chance | None:
+        train, val = (self.data.dataset(split).samples for split in ("train", "val"))  # type: ignore[arg-type]
+        if not isinstance(train, Blocks) or not isinstance(val, Blocks):
+            return None
+        size = self.data.processor.tokenizer.vocab_size
+        counts = np.bincount(np.asarray(train.corpus.ids[:SOME]), minlength=size) + 1.0
+        own = np.bincount(np.asarray(val.corpus.ids[1:SOME]), minlength=size)
+        value = float(-(own * np.log(counts / counts.sum())).sum() / max(own.sum(), 1))
+        return Chance(value, "the frequencies of tokens", value)

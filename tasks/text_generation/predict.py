@@ -1,0 +1,380 @@
+"""Predictor of text generation: continuations at once or as they come, and what each word was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmattn.data.errors import DataError, is_broken, shorten
+from mmattn.data.text.language import token_bytes
+from mmattn.generate import GenerationConfig
+from mmattn.generate.speculative import can_rewind, draft, lookup, speculate
+from mmattn.tasks.common.adapter import read_parts
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.items import mapping_of, name_of
+from mmattn.tasks.common.predictor import Predictor
+from mmattn.tasks.text_generation.chat import render
+from mmattn.tasks.text_generation.constrain import Pattern, cut_at, of_choices, stopping
+from mmattn.tasks.text_generation.corpus import Block
+from mmattn.tasks.text_generation.data import TextBatch, TextDataset, TextSample
+from mmattn.tasks.text_generation.explain import TextGenerationExplanation, explained
+from mmattn.tasks.text_generation.options import CUT, Wanted
+
+Item = Any  # a prompt, or a mapping with prompt, or with messages
+BEFORE = 8  # tokens of the prompt with which a continuation is decoded, for the spaces between words
+
+
+@dataclass
+class TextGenerationPrediction:
+    """The continuation of one prompt."""
+
+    id: str
+    prompt: str
+    text: str  # the continuation
+    score: float | None  # mean log-probability of its tokens; None by speculative decoding
+    tokens: int  # number of generated tokens
+    tokens_cut: int = 0  # tokens at the beginning of the prompt that were not read
+
+
+@dataclass
+class _Written:
+    """A continuation in the making."""
+
+    prompt: list[int]
+    ids: list[int] = field(default_factory=list)
+    log_p: float | None = 0.0
+    cut: int = 0
+    is_done: bool = False
+
+
+class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
+    """Predictor of a language model.
+
+    Items are prompts; or mappings with `prompt`, or `messages` of a conversation ("role" and "content" of each, for
+    models with a chat template), and optionally `id`.
+    """
+
+    task = "text_generation"
+    answer, graded_by = "text", "words in place"
+    lookahead = 4
+    draft_model: Any = None  # for speculative decoding
+    cut = 0  # prompts that were not read in full
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path | None = None,
+        device: str = "auto",
+        precision: str | None = None,
+        draft: str | Path | None = None,
+        **options: Any,
+    ) -> TextGenerationPredictor:
+        """Load a model; see `Predictor.load`.
+
+        Args:
+            source: See `mmattn.load`.
+            device: "auto", "cpu", "cuda" or "cuda:N".
+            precision: See `mmattn.load`.
+            draft: A smaller model with the same tokenizer, for speculative decoding.
+            options: Additional options of the task's adapters.
+
+        Raises:
+            ConfigError: The draft model has another tokenizer.
+        """
+        found = super().load(source, device, precision, **options)
+        if draft is not None:
+            parts = read_parts(cls.task, draft).finished()
+            if parts.processor.parts_text() != found.processor.parts_text():
+                raise ConfigError(f"--draft: expected a model with the same tokenizer, found {draft} with another.")
+            found.draft_model = parts.build(parts.keywords).to(found.device).eval()
+        return found
+
+    # Items ------------------------------------------------------------------------------------------------------------
+
+    def to_sample(self, item: Item, number: int) -> TextSample:
+        if isinstance(item, Block):
+            ids = item.ids().tolist()
+            half = max(1, len(ids) // 2)
+            return TextSample(item.id, self._restore(ids[half:], ids[:half]), self._restore(ids[:half]))
+        if isinstance(item, TextSample):
+            if item.prompt or not item.text:
+                return item
+            text = item.whole
+            cut = text.rfind(" ", 0, max(len(text) // 2, 1)) + 1
+            return TextSample(item.id, text[cut:], text[:cut])
+        if isinstance(item, Mapping) and "messages" in item:
+            prompt = self.chat(item["messages"])
+            return TextSample(str(item.get("id", number)), "", prompt)
+        given = mapping_of(item, "prompt")
+        name = name_of(given, number, ("prompt",))
+        name = name if isinstance(item, Mapping) and "id" in item else str(number)
+        prompt = given["prompt"]
+        if not isinstance(prompt, str) or is_broken(prompt):
+            raise DataError(f"item {name}", "a prompt of valid Unicode", shorten(prompt))
+        return TextSample(name, "", prompt)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]] | str) -> str:
+        """Returns the prompt of a conversation by the model's chat template.
+
+        Args:
+            messages: "role" and "content" of each message; or the text of the user's only one.
+
+        Raises:
+            DataError: The model has no chat template, or it does not take the messages.
+        """
+        template = self.processor.options.get("chat_template")
+        if template is None:
+            raise DataError("chat", "a model with a chat template", "none")
+        messages = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        return render(template, messages, self.processor.options.get("special_tokens", {}))
+
+    def length(self, sample: TextSample) -> int:
+        return len(sample.prompt)
+
+    def truth(self, item: Item) -> str | None:
+        if isinstance(item, Block):
+            item = self.to_sample(item, 0)
+        return (item.whole or None) if isinstance(item, TextSample) and item.text else None
+
+    def grade(self, item: Any, truth: str, prediction: TextGenerationPrediction) -> float:
+        found, right = prediction.text.split(), truth.split()
+        return sum(a == b for a, b in zip(found, right, strict=False)) / max(len(right), 1)
+
+    def text(self, item: Item) -> str:
+        if isinstance(item, Block):
+            item = self.to_sample(item, 0)
+        return item.prompt if isinstance(item, TextSample) else str(item)
+
+    def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[TextSample]:
+        """Read the prompts of a JSONL, CSV or TSV file with `prompt`, or one a line of any other file."""
+        if not Path(path).exists():
+            raise DataError(path, "a JSONL, CSV, TSV or text file of prompts", "no such file")
+        found = TextDataset(path, "line", on_error=on_error, require_labels=False).samples
+        return [TextSample(s.id, "", s.whole) if s.text and not s.prompt else s for s in found]
+
+    def demo_samples(self) -> Sequence[TextSample]:
+        """The beginnings of the first documents of the built-in test split, up to the last token that follows."""
+        from mmattn.tasks.text_generation.demo import beginning, make
+
+        return [beginning(sample) for sample in make("test", 6)]
+
+    # Generation -------------------------------------------------------------------------------------------------------
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        Wanted.of({name: value for name, value in options.items() if name != "words"})
+        if options.get("words", 1) < 1:
+            raise ConfigError(f"--words: expected 1 or more, found {options['words']}.")
+        return dict(options)
+
+    def predict_batch(
+        self, samples: Sequence[TextSample], batch: TextBatch, **options: Any
+    ) -> list[TextGenerationPrediction]:
+        """Continue each prompt.
+
+        Args:
+            samples: The prompts; where a text is known, its number of tokens is the default of max_new_tokens.
+            batch: Not used.
+            options: Fields of `mmattn.tasks.text_generation.options.Wanted`: max_new_tokens, temperature, top_p, stop
+                and others.
+        """
+        wanted = Wanted.of(options)
+        if self.draft_model is not None:
+            wanted = Wanted.of(options | {"speculative": True})
+        rows = [self._begun(sample, wanted) for sample in samples]
+        if wanted.max_new_tokens is None and all(sample.text for sample in samples):
+            longest = max(len(self.processor.tokenizer.encode(sample.whole)) for sample in samples)
+            wanted = wanted.limited(max(1, longest))
+        if wanted.is_speculative:
+            for row in rows:
+                self._speculate(row, wanted)
+        else:
+            self._write(rows, wanted)
+        found = []
+        for sample, row in zip(samples, rows, strict=True):
+            text = cut_at(self._restore(row.ids, row.prompt), wanted.stops)
+            score = None if row.log_p is None else row.log_p / max(len(row.ids), 1)
+            self.cut += row.cut > 0
+            found.append(TextGenerationPrediction(sample.id, sample.prompt, text, score, len(row.ids), row.cut))
+        return found
+
+    def can_stream(self, options: Mapping[str, Any]) -> bool:
+        wanted = Wanted.of(options)
+        return not wanted.is_speculative and self.draft_model is None and (wanted.num_beams or 1) == 1
+
+    def stream_text(self, item: Item, **options: Any) -> Iterator[str]:
+        """Yields the continuation of one prompt in parts, as soon as they are generated.
+
+        Args:
+            item: See `predict`.
+            options: Those of `predict_batch`, without beams.
+        """
+        from mmattn.generate import stream
+
+        wanted = Wanted.of(self.check_options(options))
+        sample = self.to_sample(item, 0)
+        row = self._begun(sample, wanted)
+        shown = 0
+        for config, given, keywords in self._rounds([row], wanted):
+            ids, mask = self._padded(given)
+            state = self.model.net.start(1, None if bool(mask.all()) else mask)
+            for step in stream(self.model.net.step, state, ids, config, **keywords):
+                row.ids += [token for _, token in step if token not in config.eos]
+                row.is_done |= any(token in config.eos for _, token in step)
+                whole = self._restore(row.ids, row.prompt)
+                text = cut_at(whole, wanted.stops)
+                if text != whole:
+                    row.is_done = True
+                held = 0 if row.is_done else max([0, *(_overlap(text, stop) for stop in wanted.stops)])
+                end = len(text) - held
+                if end > shown and not text.endswith("\ufffd"):  # a character may have several tokens
+                    yield text[shown:end]
+                    shown = end
+        text = cut_at(self._restore(row.ids, row.prompt), wanted.stops)
+        if len(text) > shown:
+            yield text[shown:]
+
+    def remark(self) -> str:
+        if not self.cut:
+            return ""
+        return (
+            f"{self.cut} of the prompts are longer than the {self.processor.max_len} tokens that the model reads, and "
+            f"their beginnings were left out (--on_long refuse makes that an error)."
+        )
+
+    @cached_property
+    def _token_bytes(self) -> dict[int, bytes]:
+        tokenizer = self.processor.tokenizer
+        return token_bytes(getattr(tokenizer, "_pieces", None) or tokenizer.tokenizer)
+
+    def _restore(self, ids: Sequence[int], before: Sequence[int] = ()) -> str:
+        """The text of ids that follow others."""
+        tail, restore = list(before[-BEFORE:]), self.processor.tokenizer.restore
+        start = restore(tail)
+        text: str = restore([*tail, *ids])
+        return text[len(start) :]
+
+    def _begun(self, sample: TextSample, wanted: Wanted) -> _Written:
+        """A continuation without tokens; the prompt is cut if it is too long, or refused.
+
+        Raises:
+            DataError: The prompt is too long, and not to be cut.
+        """
+        prompt = self.chat(sample.prompt) if wanted.chat else sample.prompt
+        is_whole = wanted.chat or (bool(self.processor.options.get("chat_template")) and prompt != sample.prompt)
+        ids = self.processor.tokenizer.encode(prompt) if is_whole else self.processor.prompt_ids(prompt)
+        most = self.processor.max_len
+        if len(ids) <= most:
+            return _Written(ids)
+        if wanted.on_long != CUT:
+            raise DataError(f"item {sample.id}", f"a prompt of at most {most} tokens", f"one of {len(ids)}")
+        kept = max(1, most - min(wanted.new_tokens, most // 2))
+        return _Written(ids[-kept:], cut=len(ids) - kept)
+
+    def _rounds(
+        self, rows: Sequence[_Written], wanted: Wanted
+    ) -> Iterator[tuple[GenerationConfig, list[list[int]], dict[str, Any]]]:
+        """Yields options, prompts and keywords of `generate` for the rows that are not done.
+
+        There are several rounds if a text grows longer than what the model reads at once; each then begins with the
+        last half of it.
+        """
+        most, left = self.processor.max_len, wanted.new_tokens
+        generator = torch.Generator(self.device).manual_seed(wanted.seed)
+        while left > 0:
+            live = [row for row in rows if not row.is_done]
+            if not live:
+                return
+            given = [[*row.prompt, *row.ids] for row in live]
+            given = [ids if len(ids) < most else ids[-max(1, most // 2) :] for ids in given]
+            longest = max(map(len, given))
+            room = min(left, max(1, most + 1 - longest))
+            config = wanted.config(self.processor, room)
+            keywords: dict[str, Any] = {"generator": generator}
+            if wanted.stops:
+                keywords["should_stop"] = stopping(wanted.stops, self._token_bytes)
+            if (pattern := wanted.regex or (of_choices(wanted.choices) if wanted.choices else None)) is not None:
+                keywords["constraints"] = [Pattern(pattern, self._token_bytes, config.eos[0], longest)]
+            yield config, given, keywords
+            left -= room
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Ids (B, P) and mask (B, P) of prompts, padded at the left."""
+        longest = max(map(len, rows))
+        ids = torch.full((len(rows), longest), self.processor.tokenizer.pad_id)
+        mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+        for number, row in enumerate(rows):
+            ids[number, longest - len(row) :] = torch.tensor(row)
+            mask[number, longest - len(row) :] = True
+        return ids.to(self.device), mask.to(self.device)
+
+    def _write(self, rows: Sequence[_Written], wanted: Wanted) -> None:
+        """Continue rows, in place."""
+        if len(rows) > 1 and not self.model.net.pads_left:
+            for row in rows:
+                self._write([row], wanted)
+            return
+        for config, given, keywords in self._rounds(rows, wanted):
+            found = self.model.generate(*self._padded(given), config, **keywords)
+            stops: Callable[[Tensor], Tensor] | None = keywords.get("should_stop")
+            live = [row for row in rows if not row.is_done]
+            log_p = (found.scores * found.lengths**config.length_penalty)[:, 0].tolist()
+            for row, before, (ids, *_), value in zip(live, given, found.tokens(), log_p, strict=True):
+                row.is_done = bool(ids) and ids[-1] in config.eos
+                if stops is not None and ids and not row.is_done:
+                    row.is_done = bool(stops(torch.tensor([[*before, *ids]]))[0])
+                row.ids += [token for token in ids if token not in config.eos]
+                row.log_p = (row.log_p or 0.0) + value
+
+    def _speculate(self, row: _Written, wanted: Wanted) -> None:
+        """Continue one row by speculative decoding, in place.
+
+        Raises:
+            ConfigError: The model's attention cannot take tokens back, or there is no draft model.
+        """
+        if not can_rewind(self.model.net.start(1)):
+            raise ConfigError("--lookup and --draft need a transformer whose attention caches all keys and values.")
+        room = min(wanted.new_tokens, self.processor.max_len + 1 - len(row.prompt))
+        config = wanted.config(self.processor, max(1, room))
+        guess = lookup if self.draft_model is None else draft(self.draft_model.net)
+        stops = stopping(wanted.stops, self._token_bytes) if wanted.stops else None
+        prompt = torch.tensor([row.prompt], device=self.device)
+        found = speculate(self.model.net, prompt, config, guess, stops)
+        row.ids += [token for token in found.ids if token not in config.eos]
+        row.log_p, row.is_done = None, True
+
+    # Explanation and export -------------------------------------------------------------------------------------------
+
+    def explain_batch(
+        self, samples: Sequence[TextSample], batch: TextBatch, *, words: int = 4, **options: Any
+    ) -> list[TextGenerationExplanation]:
+        """Explain the first words of each continuation by the relevance of what was read before them.
+
+        Args:
+            samples: The prompts.
+            batch: Not used.
+            words: Number of words that are explained.
+            options: Those of `predict_batch`.
+        """
+        with torch.inference_mode():
+            written = self.predict_batch(samples, batch, **options)
+        return [explained(self, one, words) for one in written]
+
+    def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
+        """Export one program of prompts and steps alike, with the cache as flat tensors."""
+        from mmattn.tasks.text_generation.export import export_language_model
+
+        return export_language_model(self.model.net, self.task, folder, formats)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of a text that begins a stop string."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+
+
+load = TextGenerationPredictor.load

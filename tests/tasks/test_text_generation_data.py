@@ -1,0 +1,156 @@
+"""Corpora of text generation: formats, blocks, files that are mapped, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmattn.data.errors import DataError
+from mmattn.data.text.language import LanguageTokens
+from mmattn.tasks.text_generation import corpus as corpora
+from mmattn.tasks.text_generation.corpus import Blocks, Corpus, count_words, make_corpus
+from mmattn.tasks.text_generation.data import TextDataset, TextSample
+from mmattn.tasks.text_generation.processor import TextGenerationProcessor
+from tests.conftest import refused
+
+PLAY = "one two\n\nthree\nfour five\n"
+
+
+def texts(path: Path, document: str = "file") -> list[str]:
+    return [sample.whole for sample in TextDataset(path, document).samples]
+
+
+def test_formats(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.txt").write_text(PLAY)
+    (tmp_path / "b.md").write_text("six")
+    (tmp_path / "c.png").write_text("no text")
+    assert texts(tmp_path) == [PLAY, "six"]
+    assert texts(tmp_path / "a" / "x.txt", "line") == ["one two", "three", "four five"]
+    assert texts(tmp_path / "a" / "x.txt", "paragraph") == ["one two", "three\nfour five"]
+    (tmp_path / "d.jsonl").write_text('{"text": "one"}\n{"text": "two", "id": "b"}\n')
+    assert [(s.id, s.whole) for s in TextDataset(tmp_path / "d.jsonl").samples] == [("1", "one"), ("b", "two")]
+    (tmp_path / "e.jsonl").write_text('{"prompt": "say one:", "response": "one"}\n')
+    (sample,) = TextDataset(tmp_path / "e.jsonl").samples
+    assert (sample.prompt, sample.whole) == ("say one:", "one")
+    assert [sample.whole for sample in TextDataset(["one", "two"]).samples] == ["one", "two"]
+    data = TextDataset(tmp_path / "a" / "x.txt")
+    train, val = data.divided(0)
+    assert train[0].whole + val[0].whole == PLAY
+
+
+def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+    def wrong(message: str, content: bytes, name: str = "a.txt", document: str = "file") -> None:
+        (tmp_path / name).write_bytes(content)
+        refused(message, TextDataset, tmp_path / name, document, error=DataError)
+
+    wrong(r"a\.txt, line 2: expected UTF-8 text, found the byte 0xff", b"one\ntwo \xff\n")
+    wrong(r"a\.txt, line 2: expected UTF-8 text", b"one\ntwo \xff\n", document="line")
+    wrong("expected a file with content, found an empty file", b" \n")
+    wrong("UTF-16", "text".encode("utf-16"))
+    wrong(r"a\.jsonl, line 2: expected the key text, found txt", b'{"text": "a"}\n{"txt": "b"}\n', "a.jsonl")
+    wrong(r"line 1: expected the key response, found prompt", b'{"prompt": "a"}\n', "a.jsonl")
+    wrong("rows that all have text", b'{"text": "a"}\n{"prompt": "b", "response": "c"}\n', "a.jsonl")
+    wrong("expected a text that is not empty", b'{"text": " "}\n', "a.jsonl")
+    (tmp_path / "empty").mkdir()
+    refused("a folder with text files", TextDataset, tmp_path / "empty", error=DataError)
+    refused("no such file", TextDataset, tmp_path / "none.txt", error=DataError)
+    one = TextDataset([TextSample("a", "word")])
+    refused("a text of several words, to hold a part out", one.divided, 0, error=DataError)
+
+
+def test_one_long_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read in parts that end with words, of which no text is lost."""
+    text = " ".join(f"word{n}" for n in range(60_000))
+    (tmp_path / "a.txt").write_text(text)
+    monkeypatch.setattr("mmattn.tasks.text_generation.formats.PIECE", 1 << 12)
+    (sample,) = TextDataset(tmp_path / "a.txt").samples
+    parts = list(sample.pieces())
+    assert "".join(parts) == text
+    assert len(parts) > 50
+    assert max(map(len, parts)) <= 2 << 12
+    assert all(part.endswith(" ") for part in parts[:-1])
+
+
+def small(text: str = "abc") -> TextGenerationProcessor:
+    return TextGenerationProcessor(LanguageTokens.fit(lambda: [text]), 4)
+
+
+def test_blocks_cover_each_token_once() -> None:
+    for length in (1, 2, 5, 6, 13, 40):
+        corpus = Corpus(np.arange(length, dtype=np.uint16), np.array([1]))
+        for size, context in ((4, 0), (4, 2), (8, 3)):
+            counted: list[int] = []
+            for block in Blocks(corpus, size, context):
+                labels = block.ids()[1:]
+                assert len(labels) == block.size <= size
+                counted += labels[block.context :].tolist()
+                assert block.context in (0, context) or block.id != "0"
+            assert sorted(counted) == list(range(1, length)), (length, size, context)
+    blocks = Blocks(Corpus(np.arange(41, dtype=np.uint16), np.array([1])), 4, streams=2)
+    read = [blocks[n].ids()[:-1].tolist() for n in range(len(blocks))]
+    assert read[0::2] == [[n, n + 1, n + 2, n + 3] for n in range(0, 20, 4)], "each row continues the one before"
+    assert read[1::2] == [[n, n + 1, n + 2, n + 3] for n in range(20, 40, 4)]
+
+
+def test_large_corpora_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpora, "cache_folder", lambda: tmp_path / "tokens")
+    tokens = LanguageTokens.fit(lambda: ["ab\n"])
+    samples = [TextSample(str(n), "ab\n" * 50) for n in range(9)]
+    given = (samples, tokens.encode, ([], tokens.eos_id), tokens.vocab_size, "key")
+    plain, mapped, again = make_corpus(*given), make_corpus(*given, large=200), make_corpus(*given)
+    assert not isinstance(plain.ids, np.memmap)
+    for other in (mapped, again):
+        assert isinstance(other.ids, np.memmap)
+        assert np.array_equal(other.ids, plain.ids)
+        assert np.array_equal(other.starts, plain.starts)
+        assert (other.bytes, other.words) == (plain.bytes, plain.words) == (9 * 150, 9 * 100)
+    assert [path.suffix for path in (tmp_path / "tokens").iterdir()] == [".npy"]
+    assert count_words("to be\nor not") == 5
+
+
+def test_batches_of_blocks() -> None:
+    processor = small()
+    data = TextDataset([TextSample("a", "ab"), TextSample("b", "cabc")])
+    corpus = processor.encode_corpus(data)
+    e, (a, b, c) = processor.tokenizer.eos_id, processor.tokenizer.encode("abc")
+    assert corpus.ids.tolist() == [e, a, b, e, c, a, b, c, e]
+    batch = processor.collate(list(Blocks(corpus, 4)))
+    assert batch.input_ids.tolist() == [[e, a, b, e], [c, a, b, c]]
+    assert batch.labels.tolist() == [[a, b, e, c], [a, b, c, e]]
+    assert batch.documents is not None
+    assert batch.documents[0].tolist() == [0, 1, 1, 1]
+    processor.cross_documents = True
+    assert processor.collate(list(Blocks(corpus, 4))).documents is None
+    shifted = processor.collate(list(Blocks(corpus, 4)), augment=True, seeds=[3, 3])
+    assert shifted.input_ids[0].tolist() == [e, c, a, b], "a block begins later, by a function of its seed"
+    ablated = processor.ablate(shifted, "context")
+    assert (ablated.input_ids == e).all()
+
+
+def test_batches_of_instructions() -> None:
+    """Only responses count, with the end; long prompts lose their beginning."""
+    processor = small("abcx")
+    e, (a, b, c, x) = processor.tokenizer.eos_id, processor.tokenizer.encode("abcx")
+    batch = processor.collate([TextSample("1", "b", "a"), TextSample("2", "c", "xxxxxx")])
+    assert batch.input_ids.tolist() == [[e, a, b, e], [x, x, x, c]]  # the end is read, but not attended to
+    assert batch.labels.tolist() == [[a, b, e, 0], [x, x, c, e]]
+    assert batch.label_mask.tolist() == [[False, True, True, False], [False, False, True, True]]
+    assert batch.key_mask is not None
+    assert batch.key_mask.tolist() == [[True, True, True, False], [True] * 4]
+    assert processor.cut == 1
+
+
+def test_processors_are_saved(tmp_path: Path) -> None:
+    processor = small()
+    processor.save(tmp_path)
+    other = TextGenerationProcessor.load(tmp_path)
+    assert other.fingerprint() == processor.fingerprint()
+    config = json.loads((tmp_path / "processor.json").read_text())
+    (tmp_path / "processor.json").write_text(json.dumps(config | {"max_len": 1}))
+    refused("max_len: expected at least 2, found 1", TextGenerationProcessor.load, tmp_path, error=DataError)
+    assert torch.is_tensor(processor.collate([TextSample("1", "", "ab")]).input_ids)

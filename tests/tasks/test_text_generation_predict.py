@@ -1,0 +1,217 @@
+"""Continuations: streamed, limited, of public folders, from the command line; and training of each kind of data."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmattn.data.errors import DataError
+from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.text_generation import TextGenerationPredictor, load
+from mmattn.tasks.text_generation.explain import token_relevance
+from mmattn.tasks.text_generation.model import TextGenerationModel
+from mmattn.tasks.text_generation.processor import TextGenerationProcessor
+from tests.conftest import refused, slow_but_first
+from tests.pretrained_causal import write_public
+from tests.tasks.runs import ask, damage, lines, read, run, weights
+
+TEXT = "the cat sat on the mat. the dog ran to the cat.\n"
+
+
+@pytest.fixture(scope="module")
+def writer() -> TextGenerationPredictor:
+    from mmattn.data.text.language import LanguageTokens
+
+    torch.manual_seed(0)
+    processor = TextGenerationProcessor(LanguageTokens.fit(lambda: [TEXT]), 16)
+    sizes = processor.sizes()
+    model = TextGenerationModel(**sizes, embed_dim=16, num_layers=1, num_heads=2, ffn_dim=16)
+    for parameter in model.parameters():
+        parameter.data.add_(0.5 * torch.randn_like(parameter))
+    return TextGenerationPredictor(model, processor)
+
+
+def test_streams_equal_predictions(writer: TextGenerationPredictor) -> None:
+    """Also beyond the length that the model reads at once, and for sampling with a seed."""
+    every: list[dict[str, Any]] = [
+        {},
+        {"temperature": 1.0, "seed": 3},
+        {"stop": ["a"]},
+        {"stop": ["at", " t"], "temperature": 2.0},
+    ]
+    for options in every:
+        expected = writer("the cat", max_new_tokens=40, **options)
+        parts = list(writer.stream_text("the cat", max_new_tokens=40, **options))
+        assert "".join(parts) == expected.text
+        assert "stop" in options or expected.tokens == 40 or expected.text == ""
+        assert all(stop not in expected.text for stop in options.get("stop", ()))
+    assert writer("the", temperature=1.0, seed=1).text == writer("the", temperature=1.0, seed=1).text
+    refused("nothing to stream", lambda: list(writer.stream_text("a", num_beams=2)))
+
+
+def test_batched_equals_alone(writer: TextGenerationPredictor) -> None:
+    prompts = ["the cat", "a", "the mat. the dog", ""]
+    for options in ({}, {"num_beams": 3}, {"repetition_penalty": 1.5}):
+        together = writer.predict(prompts, max_new_tokens=6, **options)
+        assert [one.text for one in together] == [writer(p, max_new_tokens=6, **options).text for p in prompts]
+        assert all(one.score is not None and one.score < 0 for one in together)
+    assert writer("the cat", max_new_tokens=9, lookup=True).text == writer("the cat", max_new_tokens=9).text
+
+
+def test_long_prompts(writer: TextGenerationPredictor) -> None:
+    found = writer("the cat sat on the mat", max_new_tokens=4)
+    assert found.tokens_cut == 23 - 12
+    assert "16 tokens that the model reads" in writer.remark()
+    message = "item 0: expected a prompt of at most 16 tokens, found one of 23"
+    refused(message, writer.predict, ["the cat sat on the mat"], on_long="refuse", error=DataError)
+
+
+def test_patterns_and_choices(writer: TextGenerationPredictor) -> None:
+    pytest.importorskip("outlines_core")
+    assert writer("the", choices=["cat", "dog"]).text in ("cat", "dog")
+    assert writer("the", choices="sat|mat", num_beams=2).text in ("sat", "mat")
+    found = writer("the", regex="(t|h){3}", temperature=1.0).text
+    assert len(found) == 3
+    assert set(found) <= {"t", "h"}
+    refused("--regex: expected an expression", writer.predict, ["a"], regex="(", error=ConfigError)
+
+
+def test_explanations(writer: TextGenerationPredictor, tmp_path: Path) -> None:
+    explanation = writer.explain("the cat sat", max_new_tokens=12, temperature=1.0, words=2)
+    for words in explanation.words:
+        assert words.text.startswith("the cat")
+        assert float(words.weights.sum()) <= 1 + 1e-5
+        assert (words.weights >= 0).all()
+    explanation.save(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    assert "<section>" in explanation.html()
+
+
+def test_relevance_of_long_texts(writer: TextGenerationPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Erasure and, for longer texts, attention: both distributions over the tokens before."""
+    ids = writer.processor.prompt_ids("the cat sat")
+    for longest in (256, 4):
+        monkeypatch.setattr("mmattn.tasks.text_generation.explain.LONG", longest)
+        weights = token_relevance(writer.model.net, ids, [len(ids) - 1], len(ids) + 3)
+        assert weights.shape == (len(ids) + 3,)
+        assert float(weights.sum()) == pytest.approx(1, abs=1e-4)
+        assert not writer.model.net.embedding._forward_hooks
+
+
+# Public folders -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", slow_but_first(["llama", "gpt2", "qwen3"], lambda family: None))
+def test_public_folders(family: str, tmp_path: Path) -> None:
+    """In shards; with a chat template; as transformers continues them. bfloat16 is kept."""
+    write_public(tmp_path / "half", family, torch.bfloat16)
+    half = load(tmp_path / "half", device="cpu")
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
+    assert half("the cat", max_new_tokens=3).tokens <= 3
+    theirs, tokenizer = write_public(tmp_path / "m", family, torch.float32, shard="20KB")
+    assert len(list((tmp_path / "m").glob("*.safetensors"))) > 1
+    ours = load(tmp_path / "m", device="cpu")
+    assert ours.model.net.output.weight is ours.model.net.embedding.weight or family != "gpt2"
+    assert ours.processor.prompt_ids("the cat") == tokenizer("the cat").input_ids
+    for prompt in ("the cat", "the dog ran"):
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        expected = theirs.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :].tolist()
+        assert ours(prompt, max_new_tokens=6, temperature=0).text == ours._restore(expected, ids[0].tolist())
+    assert ours.chat("hi") == tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert isinstance(ours("hi", chat=True, max_new_tokens=3).text, str)
+    other = load(ours.save(tmp_path / "saved"), device="cpu")
+    assert other("the cat", max_new_tokens=6).text == ours("the cat", max_new_tokens=6).text
+
+
+def test_damaged_public_folders(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    write_public(tmp_path, "llama", torch.float32, shard="20KB")
+    shard = next(tmp_path.glob("*-00001-of-*.safetensors"))
+    content = shard.read_bytes()
+    shard.unlink()
+    refused(f"shard {shard.name} is missing", load, tmp_path, error=CheckpointError)
+    shard.write_bytes(content[:-50])
+    refused("not a whole safetensors file", load, tmp_path, error=CheckpointError)
+    shard.write_bytes(content)
+    config = read(tmp_path / "config.json")
+    damage(tmp_path / "config.json", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0}})
+    refused("rope_type='yarn'; supported are default, linear, llama3", load, tmp_path, error=CheckpointError)
+    damage(tmp_path / "config.json", {**config, "eos_token_id": None})
+    damage(tmp_path / "generation_config.json", {"eos_token_id": None})
+    refused("expected an eos_token_id in generation_config.json", load, tmp_path, error=CheckpointError)
+
+
+# Training and the command line ----------------------------------------------------------------------------------------
+
+
+def test_interactive(
+    writer: TextGenerationPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(TextGenerationPredictor, "load", classmethod(lambda cls, *given, **more: writer))
+    monkeypatch.setattr("sys.stdin", io.StringIO("the cat\na\n"))
+    ask("predict", "--interactive", "--max_new_tokens", "5", "--checkpoint", "x", task="text_generation")
+    expected = [writer(prompt, max_new_tokens=5).text for prompt in ("the cat", "a")]
+    assert capsys.readouterr().out == "".join(f"{text}\n" for text in expected)
+    ask("predict", "--prompt", "the cat", "--max_new_tokens", "5", "--checkpoint", "x", task="text_generation")
+    assert capsys.readouterr().out == f"{expected[0]}\n"
+
+
+def corpus(folder: Path) -> Path:
+    (folder / "a.txt").write_text(TEXT * 40)
+    return folder / "a.txt"
+
+
+def test_a_text_file_is_learned(tmp_path: Path) -> None:
+    """The perplexity of each token, word and byte; the word level's is that of the same loss."""
+    data = f"--data.train {corpus(tmp_path)} --data.tokenizer bpe --data.vocab_size 300 --trainer.limit_val_batches 1.0"
+    options = f"{data} --trainer.max_epochs 8 --optim.lr 0.01 --data.eval_context 8"
+    folder = run("fit", tmp_path / "run", options, task="text_generation")
+    found = read(folder / "metrics.json")["validation"]
+    assert found["loss"] < 3
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]), rel=1e-4)
+    assert found["bits_per_byte"] < found["loss"] / math.log(2)
+    run(
+        "validate",
+        tmp_path / "v",
+        f"--checkpoint {folder / 'model'} --data.val {tmp_path / 'a.txt'}",
+        task="text_generation",
+    )
+    ask("predict", "--checkpoint", folder / "model", "--input", corpus(tmp_path), "--limit", "2", "--output",
+        tmp_path / "o.jsonl", task="text_generation")  # fmt: skip
+    assert len(lines(tmp_path / "o.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    "words", slow_but_first(["--model.positions relative --model.memory_len 16", "--model.decoder lstm"])
+)
+def test_training_in_order_resumes_exactly(words: str, tmp_path: Path) -> None:
+    """The states that are carried over are saved, too: a run stopped within an epoch ends as one that was not."""
+    options = f"{words} --data.train {corpus(tmp_path)} --optim.schedule constant --optim.warmup_steps 1 "
+    options += "--data.tokenizer character --data.batch_size 2 --trainer.max_epochs 2"
+    whole = run("fit", tmp_path / "whole", options, task="text_generation")
+    part = run("fit", tmp_path / "part", f"{options} --trainer.max_steps 5", task="text_generation")
+    run("fit", part, f"{options} --trainer.max_steps -1 --ckpt_path last", task="text_generation")
+    mine, theirs = weights(part), weights(whole)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_instructions_by_low_rank_updates(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    write_public(tmp_path / "m", "llama", torch.float32)
+    rows = [{"prompt": f"the {word}: ", "response": "cat"} for word in ("dog", "mat", "cat", "man") for _ in range(3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = f"--data.train {tmp_path / 'a.jsonl'} --init_from {tmp_path / 'm'} --model.lora.rank 2 "
+    options += "--trainer.max_epochs 3 --data.batch_size 4 --optim.warmup_steps 1 --optim.lr 0.02"
+    folder = run("fit", tmp_path / "run", options, "--trainer.enable_progress_bar false", task="text_generation")
+    found = load(folder / "model", device="cpu")
+    assert isinstance(found("the dog: ", max_new_tokens=2, temperature=0).text, str)
+    assert read(folder / "metrics.json")["validation"]["loss"] > 0
