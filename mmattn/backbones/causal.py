@@ -55,7 +55,49 @@ class Uniform(ExplicitKernel):
         return masked_softmax(0.0 * dot_scores(q, k), allowed_keys(q, k, mask))
 
 
-class CausalLM(nn.Module):
+class CausalModel(nn.Module):
+    """What language models share: logits of each next token, and generation, by what subclasses define."""
+
+    output: nn.Linear
+
+    def states(self, input_ids: Tensor, key_mask: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+        """Returns the inputs (B, L, E) of the output projection."""
+        raise NotImplementedError
+
+    def start(self, rows: int, prompt_mask: Tensor | None = None) -> Any:
+        """Makes the empty state that `step` continues from."""
+        raise NotImplementedError
+
+    def advance(self, ids: Tensor, state: Any) -> Tensor:
+        """Maps new ids (N, L) to their states (N, L, E)."""
+        raise NotImplementedError
+
+    def forward(self, input_ids: Tensor, key_mask: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+        """Returns the logits (B, L, V) of each next token; arguments as of `states`."""
+        return self.output(self.states(input_ids, key_mask, documents))
+
+    def step(self, ids: Tensor, state: Any) -> Tensor:
+        """Maps new ids (N, L) to the logits (N, V) of the next one."""
+        return self.output(self.advance(ids, state)[:, -1])
+
+    def generate(
+        self, input_ids: Tensor, key_mask: Tensor | None, config: GenerationConfig, **keywords: Any
+    ) -> Generated:
+        """Continues each prompt; other keywords are those of `mmattn.generate.generate`.
+
+        Args:
+            input_ids: (B, P) long, the prompts, padded at the left.
+            key_mask: (B, P) bool, True = a real token; None: all are.
+            config: Generation options.
+        """
+        if key_mask is not None and bool(key_mask.all()):
+            key_mask = None  # without padding, the fused path needs no mask
+        with torch.inference_mode():
+            state = self.start(len(input_ids), key_mask)
+            return generate(self.step, state, input_ids, config, prompt_mask=key_mask, **keywords)
+
+
+class CausalLM(CausalModel):
     """A decoder-only transformer over token ids (Radford et al. 2019; Touvron et al. 2023).
 
     Args:
@@ -224,10 +266,6 @@ class CausalLM(nn.Module):
         assert key_mask is not None
         return mask, (key_mask.cumsum(1) - 1).clamp_min(0) - places  # (B, L)
 
-    def forward(self, input_ids: Tensor, key_mask: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
-        """Returns the logits (B, L, V) of each next token; arguments as of `states`."""
-        return self.output(self.states(input_ids, key_mask, documents))
-
     def hidden_states(self, input_ids: Tensor, key_mask: Tensor | None = None) -> list[Tensor]:
         """Returns the input of the first layer and the output of each: num_layers + 1 tensors (B, L, E)."""
         mask, offset = self.masks(input_ids, key_mask, None)
@@ -279,23 +317,3 @@ class CausalLM(nn.Module):
         x = self.decoder(self.embed(ids, state.offset), state.mask(ids.shape[1]), state.caches)
         state.length += ids.shape[1]
         return x
-
-    def step(self, ids: Tensor, state: CachedState) -> Tensor:
-        """Maps new ids (N, L) to the logits (N, V) of the next one."""
-        return self.output(self.advance(ids, state)[:, -1])
-
-    def generate(
-        self, input_ids: Tensor, key_mask: Tensor | None, config: GenerationConfig, **keywords: Any
-    ) -> Generated:
-        """Continues each prompt; other keywords are those of `mmattn.generate.generate`.
-
-        Args:
-            input_ids: (B, P) long, the prompts, padded at the left.
-            key_mask: (B, P) bool, True = a real token; None: all are.
-            config: Generation options.
-        """
-        if key_mask is not None and bool(key_mask.all()):
-            key_mask = None  # without padding, the fused path needs no mask
-        with torch.inference_mode():
-            state = self.start(len(input_ids), key_mask)
-            return generate(self.step, state, input_ids, config, prompt_mask=key_mask, **keywords)

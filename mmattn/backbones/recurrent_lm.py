@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import AttentionConfig, make_attention
-from ..generate import Generated, GenerationConfig, generate
 from ..masks import Mask
+from .causal import CausalModel
 
 
 class RecurrentLMState:
@@ -42,7 +42,7 @@ class RecurrentLMState:
             self.prompt_mask = self.prompt_mask.index_select(0, index)
 
 
-class RecurrentLM(nn.Module):
+class RecurrentLM(CausalModel):
     """LSTM layers whose states attend to the states before them (Cheng et al. 2016, section 3; Daniluk et al. 2017).
 
     ``out_t = tanh(W [h_t; attention(h_t, h_1 .. h_t)])``, without feeding out_t back, so that only the LSTM is
@@ -129,10 +129,6 @@ class RecurrentLM(nn.Module):
         real = key_mask if padded else None
         return self._run(input_ids, real, self._zeros(len(input_ids)), Mask(key_mask, is_causal=True))[0]
 
-    def forward(self, input_ids: Tensor, key_mask: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
-        """Returns the logits (B, L, V) of each next token; see `states`."""
-        return self.output(self.states(input_ids, key_mask, documents))
-
     def segment(self, input_ids: Tensor, memory: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Returns the states of a segment that continues earlier ones, and what the next one continues from.
 
@@ -160,17 +156,3 @@ class RecurrentLM(nn.Module):
         x, state.hidden, state.cell = self._run(ids, real, start, state.mask(ids.shape[1]), state.cache)
         state.length += ids.shape[1]
         return x
-
-    def step(self, ids: Tensor, state: RecurrentLMState) -> Tensor:
-        """Maps new ids (N, L) to the logits (N, V) of the next one."""
-        return self.output(self.advance(ids, state)[:, -1])
-
-    def generate(
-        self, input_ids: Tensor, key_mask: Tensor | None, config: GenerationConfig, **keywords: Any
-    ) -> Generated:
-        """Continues each prompt; see `CausalLM.generate`."""
-        if key_mask is not None and bool(key_mask.all()):
-            key_mask = None
-        with torch.inference_mode():
-            state = self.start(len(input_ids), key_mask)
-            return generate(self.step, state, input_ids, config, prompt_mask=key_mask, **keywords)
