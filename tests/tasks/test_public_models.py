@@ -181,7 +181,7 @@ def test_missing_sources_raise(offline: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", {"model_type": "gpt2"}, r"a public one of .*bart, t5, .*marian.*; found one of 'gpt2'"),
+        ("config.json", {"model_type": "xlnet"}, r"a public one of .*bart, t5, .*marian.*; found one of 'xlnet'"),
         ("model.safetensors", None, "no weights"),
         ("vocab.json", None, r"expected tokenizer\.json; or source\.spm and target\.spm and vocab\.json"),
         ("vocab.json", SPECIAL | {f"w{n}": n for n in range(3, 900)}, "expected a tokenizer of at most"),
