@@ -46,7 +46,7 @@ def run(task: Task, command: str, options: argparse.Namespace) -> None:
         for option in task.options
         if option.kind == "predict" and option.only in (None, command) and getattr(options, option.name) is not None
     }
-    interactive = keywords.pop("interactive", False)  # of tasks whose predictors answer line by line
+    interactive = getattr(options, "interactive", False)  # of tasks whose predictors answer line by line
     keywords = predictor.check_options(keywords)
     if interactive:
         _converse(predictor, options, keywords)

@@ -31,7 +31,7 @@ class Option(NamedTuple):
         type: Type of the value; `bool` makes a switch.
         default: Value if the option is not given; None: the default of `predict` itself.
         kind: "item": a field of the command's single item; "predict": a keyword of the predictor's `predict` and
-            `explain`; "load": a keyword of its `load`.
+            `explain`; "load": a keyword of its `load`; "command": read by the command alone.
         only: The only command that has the option; None: both have it.
         bare: Whether a text in quotes on the command line, without the option's name, is its value.
         unless: Name of an option with which an item needs no such field.
@@ -43,7 +43,7 @@ class Option(NamedTuple):
     help: str
     type: type = str
     default: Any = None
-    kind: Literal["item", "predict", "load"] = "predict"
+    kind: Literal["item", "predict", "load", "command"] = "predict"
     only: Literal["predict", "explain"] | None = None
     metavar: str | None = None
     bare: bool = False

@@ -43,7 +43,7 @@ TASK = Task(
     demo="demo:make",
     options=(
         Option("prompt", "text to continue", kind="item", bare=True, unless="interactive"),
-        Option("interactive", "continue what is typed, line by line", bool, only="predict"),
+        Option("interactive", "continue what is typed, line by line", bool, kind="command", only="predict"),
         Option("chat", "the prompt is a message, for models with a chat template", bool),
         Option("max_new_tokens", "most tokens to generate (default: 64)", int),
         Option("temperature", "sampling at this temperature; 0: the most probable token (default: 0)", float),
