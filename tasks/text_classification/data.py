@@ -13,6 +13,7 @@ from torch import Tensor
 from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
+from mmattn.data.readers import TABLES, as_path, read_rows
 from mmattn.data.table import Table
 from mmattn.tasks.text_classification.formats import (
     KINDS,
@@ -150,9 +151,19 @@ class TextDataset(SampleDataset[TextSample]):
 
     def read(self, path: str | Path | Table, problems: Problems) -> Iterator[tuple[str, TextSample]]:
         labeled = self.require_labels and self.given != TEXT and self.kinds.get("") != TEXT
-        rows = list(read_samples(path, self.names, False, problems))
+        known = self.given or self.kinds.get("")
+        named = any(name in self.names for name in ("label", "labels", "score", "tags"))
+        needed = self.require_labels and known != TEXT and (named or known in (SINGLE, REGRESSION, TAGGING))
+        rows = list(read_samples(path, self.names, needed, problems))
         if "" not in self.kinds:
             self.kinds[""], self.reasons[""] = (self.given, "") if self.given else kind_of([row for _, row in rows])
+            if (
+                self.kinds[""] == TEXT
+                and not self.given
+                and (isinstance(path, Table) or as_path(path).suffix in TABLES)
+            ):
+                header = next((row for _, _, row in read_rows(path, Problems("skip"))), {})
+                self.reasons[""] += f" (columns: {', '.join(map(str, header))}; --data.columns.label names another)"
         kind = self.kinds[""]
         for where, row in rows:
             try:

@@ -26,7 +26,7 @@ from mmattn.tasks.text_classification.data import TextBatch, TextDataset
 from mmattn.tasks.text_classification.formats import MULTI, REGRESSION, SINGLE, TAGGING, TEXT
 from mmattn.tasks.text_classification.labels import IGNORED, Labels
 from mmattn.tasks.text_classification.metrics import TextMetric, main_metric
-from mmattn.tasks.text_classification.processor import TextClassificationProcessor
+from mmattn.tasks.text_classification.processor import TextClassificationProcessor, report_kinds
 from mmattn.tasks.text_classification.sampling import TaskBatchSampler, next_sentences
 
 LABELS, MLM, NSP = "labels", "mlm", "mlm+nsp"
@@ -123,6 +123,9 @@ class TextClassificationDataModule(TaskDataModule[TextDataset, TextClassificatio
             self.augment.prepare(dataset)
         return dataset
 
+    def check_train(self, dataset: TextDataset) -> None:
+        report_kinds(dataset)
+
     def train_plan(self, dataset: TextDataset) -> BatchPlan:
         """Batches of `batch_size` texts of similar lengths; each of one task, if there are several."""
         lengths = [self.processor.length(sample) for sample in dataset.samples]
@@ -183,8 +186,8 @@ class TextClassificationModule(TaskModule[TextClassificationDataModule]):
         if probing and self.start is not None and self.start.headless and self.loss.objective == LABELS:
             count = len(data.dataset("train"))
             whole = self.lora is None and self.freeze_option is None and self.optim.unfreeze_every is None
-            tagging = TAGGING in data.dataset("train").kinds.values()
-            if whole and not tagging and count < self.optim.probe_below:
+            kinds = set(data.dataset("train").kinds.values())
+            if whole and not kinds & {TAGGING, TEXT} and count < self.optim.probe_below:
                 self.probe()
                 sys.stderr.write(
                     f"auto: {count} training texts are fewer than --optim.probe_below {self.optim.probe_below}: a "
@@ -227,7 +230,8 @@ class TextClassificationModule(TaskModule[TextClassificationDataModule]):
         super().build(sizes, processor)
         if not self.model.heads_of and self.model.language is None:
             raise ConfigError(
-                "data.train: expected labels, found plain text; --loss.objective mlm trains a masked language model."
+                "data.train: expected labels, found plain text; --data.columns.label names the column of labels, and "
+                "--loss.objective mlm trains a masked language model."
             )
 
     def configure_model(self) -> None:

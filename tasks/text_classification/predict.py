@@ -121,7 +121,9 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
         if name is None:
             return known[0] if known else ""
         if name not in known:
-            raise ConfigError(f"task: expected one of {', '.join(filter(None, known)) or 'no other'}, found {name!r}.")
+            names = ", ".join(filter(None, known))
+            expected = f"one of {names}" if names else "none, since the model has a single task"
+            raise ConfigError(f"task: expected {expected}; found {name!r}.")
         return name
 
     def _labels(self, name: str | None = None) -> Labels | None:

@@ -325,6 +325,15 @@ def _ends(text: str, size: int) -> str:
     return text if len(text) <= size else text[: size // 2] + text[-(size - size // 2) :]
 
 
+def report_kinds(dataset: TextDataset) -> None:
+    """Report on stderr, once, what was read off the labels of each task."""
+    for name, kind in dataset.kinds.items():
+        if reason := dataset.reasons.pop(name, ""):
+            of = f" of {name}" if name else ""
+            more = "" if kind == TEXT else "; --data.kind gives another"
+            sys.stderr.write(f"data.kind{of}: {kind}, since {reason}{more}.\n")
+
+
 def fit_labels(dataset: TextDataset) -> dict[str, Labels]:
     """The labels of each task of training data; what was read off them is reported on stderr."""
     found = {}
@@ -332,10 +341,7 @@ def fit_labels(dataset: TextDataset) -> dict[str, Labels]:
         labels = Labels.fit(kind, [sample for sample in dataset.samples if sample.task == name])
         if labels is not None:
             found[name] = labels
-        if reason := dataset.reasons.pop(name, ""):
-            of = f" of {name}" if name else ""
-            more = "" if kind == TEXT else "; --data.kind gives another"
-            sys.stderr.write(f"data.kind{of}: {kind}, since {reason}{more}.\n")
+    report_kinds(dataset)
     if not found and TEXT not in dataset.kinds.values():
         raise DataError(dataset.name, "labels", "none")
     return found
