@@ -122,8 +122,8 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
             return known[0] if known else ""
         if name not in known:
             names = ", ".join(filter(None, known))
-            expected = f"one of {names}" if names else "none, since the model has a single task"
-            raise ConfigError(f"task: expected {expected}; found {name!r}.")
+            expected = f"one of {names}" if names else "no name, since the model has one task"
+            raise ConfigError(f"task: expected {expected}, found {name!r}.")
         return name
 
     def _labels(self, name: str | None = None) -> Labels | None:

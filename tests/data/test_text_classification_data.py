@@ -311,3 +311,15 @@ def test_augmented_words() -> None:
         ({"translation": 0.1, "there": "a"}, "expected together with there and back"),
     ):
         refused(message, TextAugment, **options)
+
+
+def test_columns_that_have_no_labels(tmp_path: Path) -> None:
+    """Training data without labels are plain text, which is said with the columns; others must have the column."""
+    path = write(tmp_path, "a.csv", "text,category\ngood soup,yes\nbad soup,no\n")
+    found = TextDataset(path)
+    assert found.kinds == {"": "text"}
+    assert "no item has a label (columns: text, category; --data.columns.label names another)" in found.reasons[""]
+    assert TextDataset(path, columns={"label": "category"}).samples[1].labels == ["no"]
+    refused("header: expected the column topic, found text, category", TextDataset, path, columns={"label": "topic"})
+    refused("header: expected the column label, found text, category", TextDataset, path, kinds={"": "single_label"})
+    assert len(TextDataset(path, kinds={"": "single_label"}, require_labels=False)) == 2
