@@ -51,7 +51,8 @@ def run(task: Task, argv: Sequence[str]) -> bool:
     _print_table(list(found), _rows(found, seen))
     first = next(iter(found.values()))
     if data.train_size == "batch_size":
-        samples = len(first) if len(found) > 1 else len(first) * 4 // 5  # the rest is held out
+        count = data.num_samples(first)
+        samples = count if len(found) > 1 else count * 4 // 5  # the rest is held out
         data.batch_size = auto.batch_size(samples, data.largest_batch)
         steps = -(-samples // data.batch_size) or 1
         random, given = (

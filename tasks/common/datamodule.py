@@ -311,11 +311,15 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         """The batch size of `auto`."""
         if self.train_size != "batch_size":
             return self.batch_size  # of evaluation alone
-        return auto.batch_size(len(self.dataset("train")) // processes, self.largest_batch)
+        return auto.batch_size(self.num_samples(self.dataset("train")) // processes, self.largest_batch)
 
     def epoch_batches(self, processes: int) -> int:
         """Number of training batches of an epoch in each process, estimated before the splits are prepared."""
-        return max(1, -(-len(self.dataset("train")) // (self.batch_size * processes)))
+        return max(1, -(-self.num_samples(self.dataset("train")) // (self.batch_size * processes)))
+
+    def num_samples(self, dataset: D) -> int:
+        """Number of samples of which batches are made, known before the splits are prepared."""
+        return len(dataset)
 
 
 def expand(path: Any, key: str) -> Any:

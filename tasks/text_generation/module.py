@@ -125,21 +125,14 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
             return super().train_plan(dataset)
         return StreamBatchSampler(len(dataset), self.batch_size, **self._ranks())
 
-    def epoch_batches(self, processes: int) -> int:
-        dataset = self.dataset("train")
+    def num_samples(self, dataset: TextDataset) -> int:
+        """Number of blocks, estimated, or of instructions."""
         if isinstance(dataset.samples, Blocks) or dataset.is_instruction:
-            return super().epoch_batches(processes)
+            return len(dataset)
         size = self.processor_options["block_size"] or 256
         characters = sum(len(piece) for sample in dataset.samples for piece in sample.pieces())
         per_token = {"character": 1, "byte": 1, None: 1}.get(self.processor_options["tokenizer"], 4)
-        return max(1, -(-characters // (per_token * size * self.batch_size * processes)))
-
-    def choose_batch_size(self, processes: int) -> int:
-        """The batch size of `auto`: by the number of blocks."""
-        blocks = self.epoch_batches(processes) * self.batch_size
-        from mmattn.tasks.common import auto
-
-        return auto.batch_size(blocks, self.largest_batch)
+        return -(-characters // (per_token * size))
 
 
 @dataclass
