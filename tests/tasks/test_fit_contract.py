@@ -137,7 +137,7 @@ BAD_ARGUMENTS: dict[str, list[tuple[str, str]]] = {  # run in an empty folder
         ("", "expected --text, or --input PATH, found neither"),
         ("--input none.csv", r"none\.csv: expected a CSV, TSV, JSONL, CoNLL, CoNLL-U or text file, found no such file"),
         ("--input demo --top_k 0", "--top_k: expected 1 or more, found 0"),
-        ("--input demo --task sst2", "task: expected one of no other, found 'sst2'"),
+        ("--input demo --task sst2", "task: expected no name, since the model has one task, found 'sst2'"),
     ],
     "text_generation": [
         ("", "expected --prompt, or --input PATH, found neither"),
