@@ -82,14 +82,33 @@ def _builder(predictor: Any) -> Callable[[Mapping[str, Any], dict[str, Tensor], 
 
 
 def _stacks(keywords: Mapping[str, Any], state: dict[str, Tensor], processor: Any) -> Parts:
-    from mmattn.pretrained.to_transformers import split_prefix, stacks_back
+    from mmattn.pretrained.to_transformers import stacks_back
 
-    config, tensors = stacks_back(keywords, split_prefix(state, "net."))
+    return _generating(stacks_back, keywords, state, processor.options, processor.source)
+
+
+def _gpt2(keywords: Mapping[str, Any], state: dict[str, Tensor], processor: Any) -> Parts:
+    from mmattn.pretrained.to_transformers import gpt2_back
+
+    return _generating(gpt2_back, keywords, state, processor.options, processor.tokenizer)
+
+
+def _generating(
+    back: Callable[..., Any],
+    keywords: Mapping[str, Any],
+    state: dict[str, Tensor],
+    options: Mapping[str, Any],
+    tokenizer: Any,
+) -> Parts:
+    """A network that generates text, by the conversion `back`, with its generation_config.json."""
+    from mmattn.pretrained.to_transformers import split_prefix
+
+    config, tensors = back(keywords, split_prefix(state, "net."))
     _nothing_left(state)
-    generation = dict(processor.options.get("generation") or {})
+    generation = dict(options.get("generation") or {})
     config |= {key: value for key, value in generation.items() if key.endswith("_token_id")}
-    files = dict(processor.source.files) | {"generation_config.json": _json(generation)}
-    return config, tensors, _with_special(files, generation, processor.source)
+    files = dict(tokenizer.files) | {"generation_config.json": _json(generation)}
+    return config, tensors, _with_special(files, generation, tokenizer)
 
 
 def _whisper(keywords: Mapping[str, Any], state: dict[str, Tensor], processor: Any) -> Parts:
@@ -109,17 +128,6 @@ def _whisper(keywords: Mapping[str, Any], state: dict[str, Tensor], processor: A
     about |= {"bos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     files.setdefault("tokenizer_config.json", _json(about))
     return config, tensors, files
-
-
-def _gpt2(keywords: Mapping[str, Any], state: dict[str, Tensor], processor: Any) -> Parts:
-    from mmattn.pretrained.to_transformers import gpt2_back, split_prefix
-
-    config, tensors = gpt2_back(keywords, split_prefix(state, "net."))
-    _nothing_left(state)
-    generation = dict(processor.options.get("generation") or {})
-    config |= {key: value for key, value in generation.items() if key.endswith("_token_id")}
-    files = dict(processor.tokenizer.files) | {"generation_config.json": _json(generation)}
-    return config, tensors, _with_special(files, generation, processor.tokenizer)
 
 
 def _bert(keywords: Mapping[str, Any], state: dict[str, Tensor], processor: Any) -> Parts:
