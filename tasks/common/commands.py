@@ -66,7 +66,7 @@ def run(task: Task, command: str, options: argparse.Namespace) -> None:
 
 
 def _converse(predictor: Any, options: argparse.Namespace, keywords: Mapping[str, Any]) -> None:
-    """Answer each line of standard input as it comes, in parts; errors of a line are said, and end nothing.
+    """Answer each line of standard input as it comes, in parts; errors of a line are printed, and end nothing.
 
     Raises:
         UserError: Other items are given, or an output.

@@ -60,13 +60,13 @@ def bound(host: str, port: int) -> socket.socket:
     return place
 
 
-def make_server(app: Any, place: socket.socket, said: str = "") -> Any:
+def make_server(app: Any, place: socket.socket, names: str = "") -> Any:
     """The server of an application; its method `run` ends by an interrupt, or once `should_exit` is set.
 
     Args:
         app: The application.
         place: Of `bound`; to be passed to `run`, too.
-        said: What is printed before the address, once the server answers; empty: nothing.
+        names: What is printed before the address, once the server answers; empty: nothing.
     """
     import uvicorn
 
@@ -76,8 +76,8 @@ def make_server(app: Any, place: socket.socket, said: str = "") -> Any:
 
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
-            if self.started and said:
-                print(f"{said}: {self.address}", flush=True)
+            if self.started and names:
+                print(f"{names}: {self.address}", flush=True)
 
     config = uvicorn.Config(
         app,

@@ -314,7 +314,7 @@ def test_augmented_words() -> None:
 
 
 def test_columns_that_have_no_labels(tmp_path: Path) -> None:
-    """Training data without labels are plain text, which is said with the columns; others must have the column."""
+    """Training data without labels are plain text, and the reason names the columns; others must have the column."""
     path = write(tmp_path, "a.csv", "text,category\ngood soup,yes\nbad soup,no\n")
     found = TextDataset(path)
     assert found.kinds == {"": "text"}

@@ -198,7 +198,7 @@ def test_bad_data_end_in_one_error(files: Path, tmp_path: Path) -> None:
 
 
 def test_shipped_model(tmp_path: Path) -> None:
-    """Its label, and relevance of both signs; the words of the largest relevance determine the label."""
+    """Its label, and positive and negative relevance; the words of the largest relevance determine the label."""
     predictor = load("text_classification/demo", device="cpu")
     samples = make("test", 100)
     found = predictor.predict(samples)
