@@ -96,6 +96,7 @@ def sources() -> dict[str, Source]:
         "aeslc": text.convert_aeslc,
         "scitldr_a": text.convert_scitldr,
         "tinyshakespeare": text.convert_tinyshakespeare,
+        "ptb": text.convert_ptb,
         "cifar10": images.convert_cifar10,
         "camvid": images.convert_camvid,
         "fsdd": asr.convert_fsdd,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
+import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -99,3 +101,22 @@ def convert_tinyshakespeare(archive: Archive, folder: Path) -> None:
     second = first + (len(text) - first) // 2
     for name, part in (("train", text[:first]), ("val", text[first:second]), ("test", text[second:])):
         (folder / f"{name}.txt").write_text(part, encoding="utf-8", newline="\n")
+
+
+_PTB_PARTS = {"train": "train", "valid": "val", "test": "test"}
+
+
+def convert_ptb(archive: Archive, folder: Path) -> None:
+    """Write Mikolov's version of the Penn Treebank, one sentence per line; spaces at the ends of lines are removed."""
+    packed = b"".join(content for _, content in archive.files(r"data/ptb\.zip"))
+    try:
+        with zipfile.ZipFile(io.BytesIO(packed)) as files:
+            named = {Path(name).name: name for name in files.namelist()}
+            for part, name in _PTB_PARTS.items():
+                lines = files.read(named[f"ptb.{part}.txt"]).decode("utf-8").removesuffix("\n").split("\n")
+                text = "".join(line.strip(" ") + "\n" for line in lines)
+                (folder / f"{name}.txt").write_text(text, encoding="utf-8", newline="\n")
+    except (zipfile.BadZipFile, zlib.error, KeyError, UnicodeDecodeError) as error:
+        raise FetchError(
+            f"ptb: expected ptb.train.txt, ptb.valid.txt and ptb.test.txt in data/ptb.zip ({error})"
+        ) from None

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,20 @@ def test_tinyshakespeare(tmp_path: Path) -> None:
     assert list(map(len, parts)) == [180, 10, 10]
 
 
+def zipped(**parts: str) -> dict[str, bytes]:
+    """The archive's file of the Penn Treebank."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as files:
+        for part, text in parts.items():
+            files.writestr(f"ptb/ptb.{part}.txt", text)
+    return {"data/ptb.zip": content.getvalue()}
+
+
+def test_ptb(tmp_path: Path) -> None:
+    folder = get("ptb", zipped(train=" a <unk> \n b \n", valid=" c \n", test="d"), tmp_path)
+    assert [(folder / f"{name}.txt").read_text() for name in ("train", "val", "test")] == ["a <unk>\nb\n", "c\n", "d\n"]
+
+
 def scitldr(**parts: list[tuple[str, list[str], list[str]]]) -> dict[str, bytes]:
     """The files of rows of an id, sentences and summaries."""
     return {
@@ -262,6 +277,8 @@ def without(part: str, files: dict[str, bytes]) -> dict[str, bytes]:
         ("aeslc", without("dev", AESLC), "no mails of val"),
         ("scitldr_a", without("dev", SCITLDR), "no abstracts of val"),
         ("tinyshakespeare", {"data/tinyshakespeare/input.txt": b"short"}, "expected plays, found 5 characters"),
+        ("ptb", {"data/ptb.zip": b"no zip"}, r"expected ptb\.train\.txt.* in data/ptb\.zip"),
+        ("ptb", zipped(train="a\n", test="c\n"), r"expected .* \(.*ptb\.valid\.txt"),
         ("scitldr_a", SCITLDR | scitldr(dev=[("c", ["Four."], [])]), "dev.jsonl has no source, target and paper_id"),
     ],
 )
@@ -347,7 +364,7 @@ def test_splits_are_reproducible(rebuild: Any, real_data: Path, tmp_path: Path) 
     assert fetch(sources()[name], real_data, NOWHERE) == given  # recognized in place
 
 
-@pytest.mark.parametrize("name", ["multi30k_en_de", "aeslc", "scitldr_a", "tinyshakespeare"])
+@pytest.mark.parametrize("name", ["multi30k_en_de", "aeslc", "scitldr_a", "tinyshakespeare", "ptb"])
 def test_checksums_match_the_table(name: str, real_data: Path) -> None:
     given = measured_on(real_data, name)
     for file, expected in sources()[name].sha256.items():
