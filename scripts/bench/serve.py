@@ -4,8 +4,9 @@
 
 The server and the bare calls run in this process, interleaved, with one predictor; the clients are another process,
 each with a connection of its own and one request at a time. "loop" predicts one item a call, which is what a product
-without a server writes; "list" predicts all items in one call, the most that batching can give. Ratios are of
-throughput: more than one means that the server answers more items in a second. Latencies are those of the clients.
+without a server writes; "batches" as many items a call as there are clients, the most that a server can do with their
+requests; "list" all items in one call, which also sorts them by length. Ratios are of throughput: more than one means
+that the server answers more items in a second. Latencies are those of the clients.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from common import Run, arguments, interleave, machine, ratio, write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for the forms of the tests
 CASES = {"classification/demo": "image", "translation/demo": "text"}  # models and the field of their items
+BARE = ("loop", "batches", "list")
 
 
 @contextmanager
@@ -110,7 +112,16 @@ def measure(name: str, field: str, options: Any, scratch: Path) -> dict[str, Any
                 for item in items:
                     model.predictor.predict([item])
 
-            runs: dict[str, Run] = {"served": served, "loop": looped, "list": lambda: model.predictor.predict(items)}
+            def batched() -> None:
+                for start in range(0, len(items), options.clients):
+                    model.predictor.predict(items[start : start + options.clients])
+
+            runs: dict[str, Run] = {
+                "served": served,
+                "loop": looped,
+                "batches": batched,
+                "list": lambda: model.predictor.predict(items),
+            }
             seconds = interleave(runs, options.rounds, warmup=1)
             process.stdin.close()
     del latencies[: len(items)]  # those of the warm-up
@@ -119,8 +130,7 @@ def measure(name: str, field: str, options: Any, scratch: Path) -> dict[str, Any
     return {
         "model": name,
         "rates": rates,
-        "loop": ratio(seconds, "loop", "served"),
-        "list": ratio(seconds, "list", "served"),
+        **{bare: ratio(seconds, bare, "served") for bare in BARE},
         "p50": cuts[49],
         "p95": cuts[94],
         "p99": cuts[98],
@@ -133,8 +143,8 @@ def main() -> None:
         return clients_main(sys.argv[2], sys.argv[3], int(sys.argv[4]))
     options = arguments(__doc__, clients=32, items=512, rounds=5)
     print(f"{machine()}; {options.clients} clients, {options.items} requests a round")
-    head = f"{'model':<22}{'served':>9}{'loop':>9}{'list':>9}  {'over loop':^22}  {'over list':^22}"
-    print(f"{head}  p50 ms  p95 ms  p99 ms")
+    head = "".join(f"{run:>9}" for run in ("served", *BARE)) + "".join(f"  {'over ' + bare:^22}" for bare in BARE)
+    print(f"{'model':<22}{head}  p50 ms  p95 ms  p99 ms")
     import tempfile
 
     rows = []
@@ -143,7 +153,7 @@ def main() -> None:
             row = measure(name, field, options, Path(folder, "requests"))
             rates = "".join(f"{rate:9.0f}" for rate in row["rates"].values())
             times = "".join(f"{1000 * row[key]:8.1f}" for key in ("p50", "p95", "p99"))
-            print(f"{name:<22}{rates}  {row['loop']}  {row['list']}{times}", flush=True)
+            print(f"{name:<22}{rates}  {'  '.join(str(row[bare]) for bare in BARE)}{times}", flush=True)
             rows.append(row)
     write_rows(options.json, rows)
 
