@@ -47,7 +47,7 @@ def render(
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise DataError(f"message {number}", "a mapping with role and content", shorten(message))
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.intercepted_binops = frozenset(["*", "**", "%"])  # a product of texts may fill the memory
     environment.call_binop = _operation  # type: ignore[method-assign]

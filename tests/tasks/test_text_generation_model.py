@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any, ClassVar
 
 import pytest
@@ -98,6 +100,13 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}[{{ m.content | trim }}]{% else %}"
     "<{{ m['role'] }}>{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+
+
+def test_templates_are_rendered_in_a_process_of_their_own() -> None:
+    """Not only where another library has imported the extensions of jinja2."""
+    code = "from mmattn.tasks.text_generation.chat import render; print(render('{{ messages | length }}', [], {}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "0\n", done.stderr
 
 
 def test_templates_are_those_of_transformers() -> None:
