@@ -59,7 +59,7 @@ def render(
     try:
         compiled = environment.from_string(template)
         given = {"messages": [dict(message) for message in messages], "add_generation_prompt": True, **special}
-        return _limited(compiled, given)
+        return _limited(compiled, {"tools": None, "documents": None} | given)  # as transformers defines them
     except (_TooLong, RecursionError, MemoryError) as error:
         raise DataError(where, "a template that ends", f"one that does not ({error})") from None
     except jinja2.TemplateError as error:

@@ -99,6 +99,7 @@ MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": "hi"
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}[{{ m.content | trim }}]{% else %}"
     "<{{ m['role'] }}>{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% if tools is not none or documents is not none %}tools{% endif %}"
 )
 
 
