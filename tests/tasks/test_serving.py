@@ -17,6 +17,7 @@ from mmattn import load
 from mmattn.data.errors import UserError
 from mmattn.tasks.common import serve
 from mmattn.tasks.common.commands import record_of
+from mmattn.tasks.common.dispatch import guarded
 from mmattn.tasks.common.serving.examples import example_of
 from mmattn.tasks.common.serving.inputs import check_item
 from mmattn.tasks.common.serving.models import ServedModel, open_models, state_version
@@ -262,6 +263,16 @@ def test_packed_models_predict_and_do_not_explain() -> None:
 )
 def test_mistakes_on_the_command_line(words: list[str], message: str) -> None:
     refused(re.escape(message), serve.main, words, error=UserError)
+
+
+@pytest.mark.parametrize("name", [(), ("serve",)])
+def test_damaged_examples_end_in_one_line(tmp_path: Any, capsys: pytest.CaptureFixture[str], name: Any) -> None:
+    """Without advice to give an option that the command does not have."""
+    (tmp_path / "a.csv").write_bytes(b"text\n\xff\n")
+    words = ["text_classification/demo", "--examples", str(tmp_path / "a.csv"), "--port", "0"]
+    with pytest.raises(SystemExit):
+        guarded(lambda: serve.main(words), name)
+    assert capsys.readouterr().err.endswith("a.csv, line 2: expected UTF-8 text, found '\\udcff'\n")
 
 
 def test_a_taken_port_is_refused() -> None:
