@@ -19,11 +19,11 @@ from mmattn.tasks.common import serve
 from mmattn.tasks.common.commands import record_of
 from mmattn.tasks.common.dispatch import guarded
 from mmattn.tasks.common.serving.examples import example_of
-from mmattn.tasks.common.serving.inputs import check_item
+from mmattn.tasks.common.serving.inputs import RequestError, _option, check_item
 from mmattn.tasks.common.serving.models import ServedModel, open_models, state_version
 from mmattn.tasks.common.serving.options import Limits
 from mmattn.tasks.common.sources import find_model
-from mmattn.tasks.common.task import tasks
+from mmattn.tasks.common.task import Option, tasks
 from tests.conftest import refused, slow_but_first
 from tests.tasks.echo import Echo
 from tests.tasks.servers import form, request, serving
@@ -86,6 +86,12 @@ def test_options_reach_the_predictor(server: tuple[str, dict[str, ServedModel]])
     names = [option["name"] for option in models["segmentation/demo"].describe()["options"]]
     assert "masks" not in names
     assert "overlays" not in names
+
+
+@pytest.mark.parametrize("given", [10**400, -(10**400), 1e400, float("nan"), "nan", "1e400"])
+def test_numbers_without_bounds_are_refused(given: Any) -> None:
+    for kind in (int, float):
+        refused("x: expected", _option, Option("x", "a number", kind), given, error=RequestError)
 
 
 def test_texts_are_never_paths(server: tuple[str, dict[str, ServedModel]]) -> None:
