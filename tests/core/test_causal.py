@@ -157,6 +157,14 @@ def test_speculation_gives_the_same_ids(options: dict[str, Any]) -> None:
     refused("expected greedy search", speculate, model, IDS[:1], GenerationConfig(do_sample=True), lookup)
 
 
+def test_a_draft_guesses_up_to_the_end_of_its_positions() -> None:
+    model = make("gpt2")
+    config = GenerationConfig(max_new_tokens=53)  # after 12 tokens, of 64 that are read
+    expected = model.generate(IDS[:1], None, config).tokens()[0][0]
+    assert len(expected) == 53
+    assert speculate(model, IDS[:1], config, draft(model)).ids == expected
+
+
 def test_streamed_tokens_are_those_of_generate() -> None:
     model = make("llama")
     for options in ({}, {"do_sample": True, "top_p": 0.9}):
