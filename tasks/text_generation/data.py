@@ -37,6 +37,7 @@ class TextSample:
     prompt: str = ""
     log_p: float | None = None  # built-in data: of the text, by the grammar
     origins: list[Origin] = field(default_factory=list)  # built-in data
+    is_whole: bool = False  # whether the prompt is a conversation with all its special tokens, by a chat template
 
     def pieces(self) -> Iterator[str]:
         """Yields the text in parts of bounded size."""

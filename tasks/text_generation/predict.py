@@ -110,7 +110,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
             return TextSample(item.id, text[cut:], text[:cut])
         if isinstance(item, Mapping) and "messages" in item:
             prompt = self.chat(item["messages"])
-            return TextSample(str(item.get("id", number)), "", prompt)
+            return TextSample(str(item.get("id", number)), "", prompt, is_whole=True)
         given = mapping_of(item, "prompt")
         name = name_of(given, number, ("prompt",))
         name = name if isinstance(item, Mapping) and "id" in item else str(number)
@@ -265,9 +265,8 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         Raises:
             DataError: The prompt is too long, and not to be cut.
         """
-        prompt = self.chat(sample.prompt) if wanted.chat else sample.prompt
-        is_whole = wanted.chat or (bool(self.processor.options.get("chat_template")) and prompt != sample.prompt)
-        ids = self.processor.tokenizer.encode(prompt) if is_whole else self.processor.prompt_ids(prompt)
+        prompt = self.chat(sample.prompt) if wanted.chat and not sample.is_whole else sample.prompt
+        ids = self.processor.prompt_ids(prompt, is_whole=wanted.chat or sample.is_whole)
         most = self.processor.max_len
         if len(ids) <= most:
             return _Written(ids)

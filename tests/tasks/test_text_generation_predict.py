@@ -16,6 +16,7 @@ from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.text_generation import TextGenerationPredictor, load
 from mmattn.tasks.text_generation.explain import token_relevance
 from mmattn.tasks.text_generation.model import TextGenerationModel
+from mmattn.tasks.text_generation.options import Wanted
 from mmattn.tasks.text_generation.processor import TextGenerationProcessor
 from tests.conftest import refused, slow_but_first
 from tests.pretrained_causal import write_public
@@ -127,7 +128,12 @@ def test_public_folders(family: str, tmp_path: Path) -> None:
     assert ours.chat("hi") == tokenizer.apply_chat_template(
         [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
     )
-    assert isinstance(ours("hi", chat=True, max_new_tokens=3).text, str)
+    messages = [{"role": "user", "content": "hi"}]
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    for item in ("hi", {"messages": messages}):
+        row = ours._begun(ours.to_sample(item, 0), Wanted(chat=item == "hi"))
+        assert row.prompt == expected, "without a second prefix"
+    assert ours("hi", chat=True, max_new_tokens=3).text == ours({"messages": messages}, max_new_tokens=3).text
     other = load(ours.save(tmp_path / "saved"), device="cpu")
     assert other("the cat", max_new_tokens=6).text == ours("the cat", max_new_tokens=6).text
 
