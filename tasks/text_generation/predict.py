@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 from mmattn.data.errors import DataError, is_broken, shorten
 from mmattn.data.text.language import token_bytes
 from mmattn.generate import GenerationConfig
+from mmattn.generate.search import ShouldStop
 from mmattn.generate.speculative import can_rewind, draft, lookup, speculate
 from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.errors import ConfigError
@@ -51,6 +52,15 @@ class _Written:
     log_p: float | None = 0.0
     cut: int = 0
     is_done: bool = False
+
+    def add(
+        self, before: Sequence[int], ids: Sequence[int], config: GenerationConfig, should_stop: ShouldStop | None
+    ) -> None:
+        """Adds new ids, which were read after others."""
+        self.is_done = bool(ids) and ids[-1] in config.eos
+        if should_stop is not None and ids and not self.is_done:
+            self.is_done = bool(should_stop(torch.tensor([[*before, *ids]]))[0])
+        self.ids += [token for token in ids if token not in config.eos]
 
 
 class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
@@ -320,32 +330,27 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
             return
         for config, given, keywords in self._rounds(rows, wanted):
             found = self.model.generate(*self._padded(given), config, **keywords)
-            stops: Callable[[Tensor], Tensor] | None = keywords.get("should_stop")
             live = [row for row in rows if not row.is_done]
             log_p = (found.scores * found.lengths**config.length_penalty)[:, 0].tolist()
             for row, before, (ids, *_), value in zip(live, given, found.tokens(), log_p, strict=True):
-                row.is_done = bool(ids) and ids[-1] in config.eos
-                if stops is not None and ids and not row.is_done:
-                    row.is_done = bool(stops(torch.tensor([[*before, *ids]]))[0])
-                row.ids += [token for token in ids if token not in config.eos]
+                row.add(before, ids, config, keywords.get("should_stop"))
                 row.log_p = (row.log_p or 0.0) + value
 
     def _speculate(self, row: _Written, wanted: Wanted) -> None:
         """Continue one row by speculative decoding, in place.
 
         Raises:
-            ConfigError: The model's attention cannot take tokens back, or there is no draft model.
+            ConfigError: The attention of the model, or of the draft model, cannot take tokens back.
         """
-        if not can_rewind(self.model.net.start(1)):
-            raise ConfigError("--lookup and --draft need a transformer whose attention caches all keys and values.")
-        room = min(wanted.new_tokens, self.processor.max_len + 1 - len(row.prompt))
-        config = wanted.config(self.processor, max(1, room))
+        models = [self.model] if self.draft_model is None else [self.model, self.draft_model]
+        if not all(can_rewind(model.net.start(1)) for model in models):
+            raise ConfigError("--lookup and --draft need transformers whose attention caches all keys and values.")
         guess = lookup if self.draft_model is None else draft(self.draft_model.net)
-        stops = stopping(wanted.stops, self._token_bytes) if wanted.stops else None
-        prompt = torch.tensor([row.prompt], device=self.device)
-        found = speculate(self.model.net, prompt, config, guess, stops)
-        row.ids += [token for token in found.ids if token not in config.eos]
-        row.log_p, row.is_done = None, True
+        for config, (ids,), keywords in self._rounds([row], wanted):
+            stops = keywords.get("should_stop")
+            found = speculate(self.model.net, torch.tensor([ids], device=self.device), config, guess, stops)
+            row.add(ids, found.ids, config, stops)
+        row.log_p = None
 
     # Explanation and export -------------------------------------------------------------------------------------------
 

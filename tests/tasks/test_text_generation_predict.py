@@ -62,7 +62,21 @@ def test_batched_equals_alone(writer: TextGenerationPredictor) -> None:
         together = writer.predict(prompts, max_new_tokens=6, **options)
         assert [one.text for one in together] == [writer(p, max_new_tokens=6, **options).text for p in prompts]
         assert all(one.score is not None and one.score < 0 for one in together)
-    assert writer("the cat", max_new_tokens=9, lookup=True).text == writer("the cat", max_new_tokens=9).text
+
+
+def test_speculation_gives_the_same_text(writer: TextGenerationPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beyond the length that the model reads at once, and after a prompt of this length."""
+    expected = {}
+    for prompt in ("the cat", "the cat sat on"):
+        expected[prompt] = writer(prompt, max_new_tokens=40)
+        found = writer(prompt, max_new_tokens=40, lookup=True)
+        assert (found.text, found.tokens) == (expected[prompt].text, 40)
+    monkeypatch.setattr(writer, "draft_model", writer.model)
+    for prompt, right in expected.items():
+        assert writer(prompt, max_new_tokens=40).text == right.text
+    lstm = TextGenerationModel(**writer.processor.sizes(), decoder="lstm", embed_dim=16, num_layers=1, num_heads=2)
+    monkeypatch.setattr(writer, "draft_model", lstm)
+    refused("need transformers whose attention caches", writer.predict, ["the"], error=ConfigError)
 
 
 def test_long_prompts(writer: TextGenerationPredictor) -> None:
