@@ -300,7 +300,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
             if not live:
                 return
             given = [[*row.prompt, *row.ids] for row in live]
-            given = [ids if len(ids) < most else ids[-max(1, most // 2) :] for ids in given]
+            given = [ids if len(ids) <= most else ids[-max(1, most // 2) :] for ids in given]
             longest = max(map(len, given))
             room = min(left, max(1, most + 1 - longest))
             config = wanted.config(self.processor, room)

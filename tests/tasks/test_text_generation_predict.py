@@ -79,6 +79,13 @@ def test_speculation_gives_the_same_text(writer: TextGenerationPredictor, monkey
     refused("need transformers whose attention caches", writer.predict, ["the"], error=ConfigError)
 
 
+def test_a_prompt_of_the_models_length_is_read_whole(writer: TextGenerationPredictor) -> None:
+    row = writer._begun(writer.to_sample("the cat sat on ", 0), Wanted(max_new_tokens=3))
+    assert (len(row.prompt), row.cut) == (16, 0)
+    _, given, _ = next(writer._rounds([row], Wanted(max_new_tokens=3)))
+    assert given == [row.prompt]
+
+
 def test_long_prompts(writer: TextGenerationPredictor) -> None:
     found = writer("the cat sat on the mat", max_new_tokens=4)
     assert found.tokens_cut == 23 - 12
