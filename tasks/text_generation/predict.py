@@ -38,7 +38,7 @@ class TextGenerationPrediction:
     id: str
     prompt: str
     text: str  # the continuation
-    score: float | None  # mean log-probability of its tokens; None by speculative decoding
+    score: float | None  # mean log-probability of its tokens, the end included; None by speculative decoding
     tokens: int  # number of generated tokens
     tokens_cut: int = 0  # tokens at the beginning of the prompt that were not read
 
@@ -48,7 +48,8 @@ class _Written:
     """A continuation in the making."""
 
     prompt: list[int]
-    ids: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)  # without the end token
+    count: int = 0  # tokens, the end included
     log_p: float | None = 0.0
     cut: int = 0
     is_done: bool = False
@@ -61,6 +62,7 @@ class _Written:
         if should_stop is not None and ids and not self.is_done:
             self.is_done = bool(should_stop(torch.tensor([[*before, *ids]]))[0])
         self.ids += [token for token in ids if token not in config.eos]
+        self.count += len(ids)
 
 
 class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
@@ -208,7 +210,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         found = []
         for sample, row in zip(samples, rows, strict=True):
             text = cut_at(self._restore(row.ids, row.prompt), wanted.stops)
-            score = None if row.log_p is None else row.log_p / max(len(row.ids), 1)
+            score = None if row.log_p is None else row.log_p / max(row.count, 1)
             self.cut += row.cut > 0
             found.append(TextGenerationPrediction(sample.id, sample.prompt, text, score, len(row.ids), row.cut))
         return found

@@ -86,6 +86,19 @@ def test_a_prompt_of_the_models_length_is_read_whole(writer: TextGenerationPredi
     assert given == [row.prompt]
 
 
+def test_scores_are_means_over_tokens_and_the_end(writer: TextGenerationPredictor) -> None:
+    tokenizer = writer.processor.tokenizer
+    for seed in range(20):  # until one ends before its 12 tokens
+        found = writer("the", max_new_tokens=12, temperature=3.0, seed=seed)
+        if found.tokens < 12:
+            break
+    ids = [*writer.processor.prompt_ids("the"), *tokenizer.encode(found.text), tokenizer.eos_id]
+    with torch.no_grad():
+        logits = writer.model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
+    expected = logits[3:].gather(1, torch.tensor(ids[4:])[:, None]).mean()
+    assert found.score == pytest.approx(float(expected), abs=1e-4)
+
+
 def test_long_prompts(writer: TextGenerationPredictor) -> None:
     found = writer("the cat sat on the mat", max_new_tokens=4)
     assert found.tokens_cut == 23 - 12
