@@ -106,8 +106,10 @@ class TextDataset(SampleDataset[TextSample]):
 
     @property
     def is_instruction(self) -> bool:
-        """Whether the samples are prompts with responses."""
-        return bool(self.samples) and isinstance(self.samples[0], TextSample) and bool(self.samples[0].prompt)
+        """Whether the samples are prompts with responses; some of the prompts may be empty."""
+        if not self.samples or not isinstance(self.samples[0], TextSample):
+            return False
+        return any(sample.prompt for sample in self.samples)
 
     def identity(self, sample: TextSample) -> tuple[list[Any], Sequence[Any]]:
         if isinstance(sample.text, FileText):

@@ -40,6 +40,8 @@ def test_formats(tmp_path: Path) -> None:
     (tmp_path / "e.jsonl").write_text('{"prompt": "say one:", "response": "one"}\n')
     (sample,) = TextDataset(tmp_path / "e.jsonl").samples
     assert (sample.prompt, sample.whole) == ("say one:", "one")
+    rows = [{"prompt": "", "response": "one"}, {"prompt": "say two:", "response": "two"}]
+    assert TextDataset(rows).is_instruction, "though its first prompt is empty"
     assert [sample.whole for sample in TextDataset(["one", "two"]).samples] == ["one", "two"]
     data = TextDataset(tmp_path / "a" / "x.txt")
     train, val = data.divided(0)
