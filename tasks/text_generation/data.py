@@ -76,8 +76,6 @@ class TextDataset(SampleDataset[TextSample]):
 
     item: ClassVar[str] = "text"
     columns = ("prompt", "response")
-    jitter = False  # whether the blocks of training begin at random places
-    blocks: Any = None  # the samples of an encoded corpus, see `mmattn.tasks.text_generation.corpus`
 
     def __init__(self, source: Any, document: str = "file", **options: Any) -> None:
         self.document = document

@@ -13,7 +13,6 @@ from mmattn.tasks.common.errors import ConfigError
 CUT, REFUSE = "cut", "refuse"
 NEW_TOKENS = 64
 LIMITS = ("max_new_tokens", "max_length")
-OWN = ("stop", "regex", "choices", "seed", "on_long", "chat", "lookup", "draft", "max_new_tokens", "temperature")
 
 
 @dataclass(frozen=True)
