@@ -230,6 +230,17 @@ def test_the_loss_in_parts_equals_cross_entropy(smoothing: float) -> None:
     assert not torch.autograd.grad(none, states)[0].any()
 
 
+def test_small_gradients_do_not_vanish_in_float16() -> None:
+    """Those of tokens that do not occur, with the scaled loss of mixed precision."""
+    weight, scale = (0.05 * torch.randn(4000, 16)).requires_grad_(), 2.0**16
+    states, targets = torch.randn(8192, 16), torch.randint(50, (8192,))
+    (expected,) = torch.autograd.grad(F.cross_entropy(states @ weight.T, targets), weight)
+    with torch.autocast("cpu", torch.float16):
+        value = chunked_cross_entropy(states, weight, targets, chunk=1024)
+    (found,) = torch.autograd.grad(scale * value, weight)
+    torch.testing.assert_close(found[50:] / scale, expected[50:], atol=1e-7, rtol=0.01)
+
+
 def test_the_loss_in_parts_under_autocast() -> None:
     states, weight, targets = torch.randn(20, 32, requires_grad=True), torch.randn(90, 32), torch.randint(90, (20,))
     with torch.autocast("cpu", torch.bfloat16):
