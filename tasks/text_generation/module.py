@@ -159,10 +159,17 @@ class TextGenerationModule(TaskModule[TextGenerationDataModule]):
 
     def _states(self, batch: TextBatch) -> Tensor:
         net = self.model.net
-        if not (self.data.in_order and self.training and carries(self.model)):
-            states: Tensor = net.states(batch.input_ids, batch.key_mask, batch.documents)
+        states: Tensor
+        if self.data.in_order and self.training and carries(self.model):
+            states, self._carried = net.segment(batch.input_ids, self._carried)
             return states
-        states, self._carried = net.segment(batch.input_ids, self._carried)
+        try:
+            states = net.states(batch.input_ids, batch.key_mask, batch.documents)
+        except ValueError as error:
+            if batch.documents is None:
+                raise
+            cross = "--data.cross_documents true lets attention cross the ends of documents"
+            raise ConfigError(f"{error}; {cross}.") from None
         return states
 
     def on_train_epoch_start(self) -> None:
@@ -192,8 +199,7 @@ class TextGenerationModule(TaskModule[TextGenerationDataModule]):
         super()._log_metrics(split)
 
     def update_metric(self, metric: Any, batch: TextBatch) -> None:
-        states = self.model.net.states(batch.input_ids, batch.key_mask, batch.documents)
-        metric.update(*token_losses(self.model.net, states, batch.labels, batch.label_mask))
+        metric.update(*token_losses(self.model.net, self._states(batch), batch.labels, batch.label_mask))
 
     def chance(self) -> Chance | None:
         train, val = (self.data.dataset(split).samples for split in ("train", "val"))  # type: ignore[arg-type]

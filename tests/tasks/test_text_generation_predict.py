@@ -13,6 +13,7 @@ import torch
 
 from mmattn.data.errors import DataError
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.task import tasks
 from mmattn.tasks.text_generation import TextGenerationPredictor, load
 from mmattn.tasks.text_generation.explain import token_relevance
 from mmattn.tasks.text_generation.model import TextGenerationModel
@@ -228,6 +229,13 @@ def test_a_text_file_is_learned(tmp_path: Path) -> None:
     ask("predict", "--checkpoint", folder / "model", "--input", corpus(tmp_path), "--limit", "2", "--output",
         tmp_path / "o.jsonl", task="text_generation")  # fmt: skip
     assert len(lines(tmp_path / "o.jsonl")) == 2
+
+
+def test_kernels_without_pairs_need_texts_that_attention_may_cross(tmp_path: Path) -> None:
+    options = f"{tasks()['text_generation'].tiny} --model.attention.kind linear --trainer.max_steps 1"
+    message = "never forms query-key pairs.* --data.cross_documents true"
+    refused(message, run, "fit", tmp_path / "a", options, task="text_generation", error=ConfigError)
+    run("fit", tmp_path / "b", f"{options} --data.cross_documents true", task="text_generation")
 
 
 @pytest.mark.parametrize(
