@@ -161,7 +161,9 @@ class TextGenerationModule(TaskModule[TextGenerationDataModule]):
         net = self.model.net
         states: Tensor
         if self.data.in_order and self.training and carries(self.model):
-            states, self._carried = net.segment(batch.input_ids, self._carried)
+            # A checkpoint's are on the CPU.
+            carried = None if self._carried is None else [part.to(batch.input_ids.device) for part in self._carried]
+            states, self._carried = net.segment(batch.input_ids, carried)
             return states
         try:
             states = net.states(batch.input_ids, batch.key_mask, batch.documents)
