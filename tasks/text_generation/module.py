@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from mmattn.data.batching import BatchPlan
+from mmattn.positions import LearnedPositions
 from mmattn.tasks.common.chance import Chance
 from mmattn.tasks.common.datamodule import Split, TaskDataModule
 from mmattn.tasks.common.errors import ConfigError
@@ -152,6 +153,14 @@ class TextGenerationModule(TaskModule[TextGenerationDataModule]):
         keywords = self.keywords
         data.in_order = keywords.get("decoder") == "lstm" or bool(keywords.get("memory_len"))
         self._carried: list[Tensor] | None = None
+
+    def check_processor(self, processor: TextGenerationProcessor) -> None:
+        positions = getattr(self.model.net, "positions", None)
+        if isinstance(positions, LearnedPositions) and processor.max_len > positions.max_len:
+            raise ConfigError(
+                f"data.block_size: expected at most {positions.max_len}, for which the model has positions, found "
+                f"{processor.max_len}."
+            )
 
     def training_loss(self, batch: TextBatch) -> tuple[Tensor, dict[str, Tensor]]:
         states = self._states(batch)

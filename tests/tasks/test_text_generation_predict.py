@@ -252,6 +252,16 @@ def test_training_in_order_resumes_exactly(words: str, tmp_path: Path) -> None:
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
+def test_blocks_are_no_longer_than_learned_positions(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    write_public(tmp_path / "m", "gpt2", torch.float32)
+    options = f"--data.train {corpus(tmp_path)} --init_from {tmp_path / 'm'} --data.block_size 65"
+    message = "data.block_size: expected at most 64, for which the model has positions, found 65"
+    base = "--trainer.enable_progress_bar false"
+    refused(message, run, "fit", tmp_path / "run", options, base, task="text_generation", error=ConfigError)
+    assert not (tmp_path / "run").exists()
+
+
 def test_instructions_by_low_rank_updates(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     write_public(tmp_path / "m", "llama", torch.float32)
