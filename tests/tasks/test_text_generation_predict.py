@@ -252,6 +252,12 @@ def test_training_in_order_resumes_exactly(words: str, tmp_path: Path) -> None:
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
+def test_a_short_text_has_no_rows_of_its_own_for_a_large_batch(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abc abd abe")
+    options = f"--model.decoder lstm --data.train {tmp_path / 'a.txt'} --data.tokenizer character --data.batch_size 64"
+    refused("data.batch_size: expected at most 9", run, "fit", tmp_path / "r", options, task="text_generation")
+
+
 def test_blocks_are_no_longer_than_learned_positions(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     write_public(tmp_path / "m", "gpt2", torch.float32)
