@@ -9,6 +9,7 @@ from typing import Any
 from mmattn.data.errors import nearest
 from mmattn.generate import GenerationConfig
 from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.text_generation.constrain import of_choices
 
 CUT, REFUSE = "cut", "refuse"
 NEW_TOKENS = 64
@@ -102,6 +103,11 @@ class Wanted:
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+    @property
+    def pattern(self) -> str | None:
+        """The regular expression that the whole continuation matches."""
+        return of_choices(self.choices_list) if self.regex is None and self.choices_list else self.regex
 
     @property
     def new_tokens(self) -> int:

@@ -21,7 +21,7 @@ from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.items import mapping_of, name_of
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.text_generation.chat import render
-from mmattn.tasks.text_generation.constrain import Pattern, cut_at, of_choices, stopping
+from mmattn.tasks.text_generation.constrain import Pattern, cut_at, stopping
 from mmattn.tasks.text_generation.corpus import Block
 from mmattn.tasks.text_generation.data import TextBatch, TextDataset, TextSample
 from mmattn.tasks.text_generation.explain import TextGenerationExplanation, explained
@@ -309,8 +309,9 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
             keywords: dict[str, Any] = {"generator": generator}
             if wanted.stops:
                 keywords["should_stop"] = stopping(wanted.stops, self._token_bytes)
-            if (pattern := wanted.regex or (of_choices(wanted.choices) if wanted.choices else None)) is not None:
-                keywords["constraints"] = [Pattern(pattern, self._token_bytes, config.eos[0], longest)]
+            if wanted.pattern is not None:
+                begun = live[0].ids  # of a single row, unless all have none
+                keywords["constraints"] = [Pattern(wanted.pattern, self._token_bytes, config.eos[0], longest, begun)]
             yield config, given, keywords
             left -= room
 
@@ -326,7 +327,9 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
 
     def _write(self, rows: Sequence[_Written], wanted: Wanted) -> None:
         """Continue rows, in place."""
-        if len(rows) > 1 and not self.model.net.pads_left:
+        longest = max(len(row.prompt) for row in rows)
+        rounds = longest + wanted.new_tokens > self.processor.max_len + 1  # several, in which patterns go on
+        if len(rows) > 1 and (not self.model.net.pads_left or (rounds and wanted.pattern is not None)):
             for row in rows:
                 self._write([row], wanted)
             return

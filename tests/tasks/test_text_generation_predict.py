@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,8 @@ def test_patterns_and_choices(writer: TextGenerationPredictor) -> None:
     found = writer("the", regex="(t|h){3}", temperature=1.0).text
     assert len(found) == 3
     assert set(found) <= {"t", "h"}
+    for found in writer.predict(["the", "a cat"], regex="[a-z]{29}t", max_new_tokens=40):  # longer than what is read
+        assert re.fullmatch("[a-z]{29}t", found.text)
     refused("--regex: expected an expression", writer.predict, ["a"], regex="(", error=ConfigError)
 
 
