@@ -184,6 +184,8 @@ def test_patterns() -> None:
         ({"regex": "a", "choices": "b"}, "--choices: expected no --regex"),
         ({"stop": ""}, "texts that are not empty"),
         ({"min_p": -1}, "--min_p must not be negative"),
+        ({"min_p": 2}, "--min_p must be at most 1, found 2"),
+        ({"top_p": 1.5}, "--top_p must be at most 1, found 1.5"),
         ({"temperature": 1.0, "num_beams": 2}, "sampling within beams is not supported"),
         ({"lookup": True, "temperature": 0.5}, "--lookup and --draft: expected greedy search"),
     ],
