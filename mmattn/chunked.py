@@ -116,8 +116,8 @@ class _Chunked(torch.autograd.Function):
                 total += loss[:, 0].masked_fill(~counts, 0.0).sum()
                 if of_states is None and of_weight is None:
                     continue
-                scale = counts[:, None].to(wide) / count  # (n, 1)
-                share.mul_(scale / sums)  # the gradient of the logits
+                scale = counts[:, None].to(wide)  # (n, 1)
+                share.mul_(scale / sums)  # the gradient of the sum: that of the mean vanishes in float16
                 share.scatter_add_(1, index, (smoothing - 1) * scale)
                 if smoothing:
                     share.sub_(smoothing / vocabulary * scale)
@@ -130,13 +130,15 @@ class _Chunked(torch.autograd.Function):
                 if of_bias is not None:
                     of_bias += share.sum(0)
         ctx.save_for_backward(of_states, of_weight, of_bias)
+        ctx.count = count
         ctx.kinds = (states.dtype, weight.dtype)
         return total / count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        each = grad / ctx.count
         found = [
-            None if part is None else (part * grad).to(ctx.kinds[n > 0]) for n, part in enumerate(ctx.saved_tensors)
+            None if part is None else (part * each).to(ctx.kinds[n > 0]) for n, part in enumerate(ctx.saved_tensors)
         ]
         return (*found, None, None, None, None, None)

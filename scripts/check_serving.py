@@ -46,8 +46,10 @@ def server(python: str, names: list[str], folder: Path, environment: dict[str, s
         line = process.stdout.readline()
         if "http://" not in line:
             sys.exit(f"the server did not start: {line}")
-        yield line.rpartition(": ")[2].strip()
-        process.terminate()
+        try:
+            yield line.rpartition(": ")[2].strip()
+        finally:
+            process.terminate()
 
 
 def curl(address: str, path: str, body: Any = None) -> Any:

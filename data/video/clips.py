@@ -171,6 +171,27 @@ def read_clip(
     return Clip(frames, tuple(max(frame.time - begin, 0.0) for frame in found), end - begin)
 
 
+@dataclass(frozen=True)
+class StoredFrames:
+    """Frames (T, H, W, 3) in a part of a file, which is mapped only while they are read: a mapping keeps a file open.
+
+    Args:
+        path: The file.
+        place: The first byte of the part.
+        shape: (T, H, W, 3).
+    """
+
+    path: str
+    place: int
+    shape: tuple[int, ...]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.memmap(self.path, np.uint8, "r", self.place, self.shape)[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[...], dtype)
+
+
 class FrameFile:
     """Small frames of many clips in one file on the disk, which is removed when the process ends.
 
@@ -194,5 +215,5 @@ class FrameFile:
         place = self.file.seek(0, 2)
         self.file.write(np.ascontiguousarray(clip.frames).tobytes())
         self.file.flush()
-        frames = np.memmap(self.file.name, np.uint8, "r", place, clip.frames.shape)
+        frames: Any = StoredFrames(self.file.name, place, clip.frames.shape)
         return Clip(frames, clip.times, clip.seconds)

@@ -102,6 +102,9 @@ class GenerationConfig:
         for name in ("temperature", "top_p", "repetition_penalty"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
+        for name in ("top_p", "min_p"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} must be at most 1, found {getattr(self, name)}")
         if self.early_stopping not in (True, False, "never"):
             raise ValueError(f'early_stopping must be true, false or "never", found {self.early_stopping!r}')
         if self.do_sample and self.num_beams > 1:

@@ -41,7 +41,9 @@ def filtered(scores: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor |
     Returns:
         Logits (N, k), minus infinity for tokens that are left out; their tokens (N, k), or None for all V in order.
     """
-    scores = (scores if scores.dtype == torch.float64 else scores.float()) / config.temperature
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    # The greatest is zero, which no temperature makes infinite.
+    scores = (scores - scores.amax(-1, keepdim=True)) / config.temperature
     places = None
     if config.top_p < 1.0 or 0 < config.top_k < scores.shape[-1]:
         k = min(config.top_k or scores.shape[-1], scores.shape[-1])

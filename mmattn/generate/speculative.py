@@ -66,7 +66,7 @@ def draft(model: Any, most: int = 5) -> Guess:
         rewind(state, shared)
         known, found = ids[:shared], list[int]()
         new = ids[shared:]
-        for _ in range(most):
+        for _ in range(min(most, model.max_len + 1 - len(ids))):  # it reads no more than max_len
             logits = model.step(torch.tensor([new], device=model.embedding.weight.device), state)
             known = known + new
             new = [int(logits.argmax(-1))]

@@ -20,6 +20,8 @@ from .vit import TRANSFORMERS
 from .whisper import WHISPER
 
 Foreign = tuple[dict[str, Any], dict[str, Tensor]]  # config.json and state dict
+SEQ2SEQ = {"norm_first": True, "norm_embeddings": False, "norm": "layer", "norm_eps": 1e-5, "gated": False}
+SEQ2SEQ |= {"bias": True, "head_dim": None}  # defaults of `Seq2Seq`
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu"}
 
 
@@ -31,7 +33,7 @@ def stacks_back(keywords: Mapping[str, Any], state: Mapping[str, Tensor]) -> For
     """
     learned = keywords.get("positions", "sinusoidal") == "learned"
     expected = {"norm_first": False, "norm_embeddings": learned, "norm": "layer", "norm_eps": 1e-5, "gated": False}
-    _require(keywords, expected | {"bias": True, "head_dim": None}, _defaults("seq2seq"))
+    _require(keywords, expected | {"bias": True, "head_dim": None}, SEQ2SEQ)
     if keywords.get("positions", "sinusoidal") not in ("learned", "sinusoidal"):
         raise ValueError(f"positions: expected learned or sinusoidal, found {keywords['positions']!r}")
     given = dict(state)
@@ -205,13 +207,6 @@ def _dropout(attention: Any) -> float:
     if options.pop("kind", "dense") != "dense" or options.keys() - {"dropout"}:
         raise ValueError(f"attention: expected the kernel dense, found {attention}")
     return float(options.get("dropout") or 0.0)
-
-
-def _defaults(kind: str) -> dict[str, Any]:
-    return {"norm_first": True, "norm_embeddings": False, "norm": "layer", "norm_eps": 1e-5, "gated": False} | {
-        "bias": True,
-        "head_dim": None,
-    }
 
 
 def _require(keywords: Mapping[str, Any], expected: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

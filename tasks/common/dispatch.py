@@ -195,10 +195,16 @@ def guarded(command: Callable[[], None], name: Sequence[str] = ()) -> None:
         if os.environ.get("MMATTN_TRACEBACK") or not (missing or is_user_error(error)):
             raise
         message = missing_package(error) if isinstance(error, ImportError) else str(error)
-        if getattr(error, "can_skip", False):
-            option = "--data.on_error" if name[0] in TRAINER_COMMANDS else "--on_error"
+        if getattr(error, "can_skip", False) and (option := _skipping(name)):
             message += f"; {option} skip leaves it out and counts it"
         fail(message)
+
+
+def _skipping(name: Sequence[str]) -> str:
+    """The option by which a command leaves invalid items out; empty: it has none."""
+    if not name or name[0] == "serve":
+        return ""
+    return "--data.on_error" if name[0] in TRAINER_COMMANDS else "--on_error"
 
 
 def _run(task: Task, arguments: list[str], program: str) -> None:

@@ -47,7 +47,7 @@ def render(
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise DataError(f"message {number}", "a mapping with role and content", shorten(message))
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.intercepted_binops = frozenset(["*", "**", "%"])  # a product of texts may fill the memory
     environment.call_binop = _operation  # type: ignore[method-assign]
@@ -59,7 +59,7 @@ def render(
     try:
         compiled = environment.from_string(template)
         given = {"messages": [dict(message) for message in messages], "add_generation_prompt": True, **special}
-        return _limited(compiled, given)
+        return _limited(compiled, {"tools": None, "documents": None} | given)  # as transformers defines them
     except (_TooLong, RecursionError, MemoryError) as error:
         raise DataError(where, "a template that ends", f"one that does not ({error})") from None
     except jinja2.TemplateError as error:

@@ -51,12 +51,15 @@ class Pattern:
         token_bytes: The bytes of each token that is not special.
         eos_id: The end token, which is allowed where the text matches.
         prompt: Tokens of the prompts, with padding.
+        begun: Ids with which each text has begun, which may be in the prompt.
 
     Raises:
         ConfigError: The package outlines-core is missing, or the expression is invalid or cannot be matched.
     """
 
-    def __init__(self, pattern: str, token_bytes: Mapping[int, bytes], eos_id: int, prompt: int) -> None:
+    def __init__(
+        self, pattern: str, token_bytes: Mapping[int, bytes], eos_id: int, prompt: int, begun: Sequence[int] = ()
+    ) -> None:
         try:
             from outlines_core import Index, Vocabulary
         except ModuleNotFoundError:
@@ -71,13 +74,18 @@ class Pattern:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"--regex: expected an expression that the model's tokens can match: {reason}.") from None
         self.eos_id, self.prompt = eos_id, prompt
+        self.start = self._after(self.index.get_initial_state(), begun)
+
+    def _after(self, state: Any, ids: Sequence[int]) -> Any:
+        """The state of the automaton after ids; None: the text is complete."""
+        for token in ids:
+            state = None if state is None else self.index.get_next_state(state, token)
+        return state
 
     def __call__(self, scores: Tensor, ids: Tensor) -> None:
         """Forbids all other tokens in scores (N, V), after ids (N, T)."""
         for number, row in enumerate(ids[:, self.prompt :].tolist()):
-            state = self.index.get_initial_state()
-            for token in row:
-                state = None if state is None else self.index.get_next_state(state, token)
+            state = self._after(self.start, row)
             allowed = [self.eos_id] if state is None else (self.index.get_allowed_tokens(state) or [self.eos_id])
             kept = scores[number, allowed].clone()
             scores[number] = -math.inf

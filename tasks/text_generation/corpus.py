@@ -25,7 +25,7 @@ class Corpus:
     ids: np.ndarray  # (N,) of the smallest unsigned type that holds the vocabulary
     starts: np.ndarray  # (D,) int64, the index of each document's first token
     bytes: int = 0  # of the documents in UTF-8
-    words: int = 0  # of the documents, separated by white space; ends of lines count as in `words_of`
+    words: int = 0  # of the documents, separated by white space; ends of lines count, see `count_words`
     log_p: float | None = None  # of all documents, by the grammar of built-in data
 
     def __len__(self) -> int:

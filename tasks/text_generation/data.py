@@ -37,6 +37,7 @@ class TextSample:
     prompt: str = ""
     log_p: float | None = None  # built-in data: of the text, by the grammar
     origins: list[Origin] = field(default_factory=list)  # built-in data
+    is_whole: bool = False  # whether the prompt is a conversation with all its special tokens, by a chat template
 
     def pieces(self) -> Iterator[str]:
         """Yields the text in parts of bounded size."""
@@ -75,8 +76,6 @@ class TextDataset(SampleDataset[TextSample]):
 
     item: ClassVar[str] = "text"
     columns = ("prompt", "response")
-    jitter = False  # whether the blocks of training begin at random places
-    blocks: Any = None  # the samples of an encoded corpus, see `mmattn.tasks.text_generation.corpus`
 
     def __init__(self, source: Any, document: str = "file", **options: Any) -> None:
         self.document = document
@@ -105,8 +104,10 @@ class TextDataset(SampleDataset[TextSample]):
 
     @property
     def is_instruction(self) -> bool:
-        """Whether the samples are prompts with responses."""
-        return bool(self.samples) and isinstance(self.samples[0], TextSample) and bool(self.samples[0].prompt)
+        """Whether the samples are prompts with responses; some of the prompts may be empty."""
+        if not self.samples or not isinstance(self.samples[0], TextSample):
+            return False
+        return any(sample.prompt for sample in self.samples)
 
     def identity(self, sample: TextSample) -> tuple[list[Any], Sequence[Any]]:
         if isinstance(sample.text, FileText):

@@ -65,10 +65,15 @@ class FileText:
         return self.digest
 
 
+def _lines(path: Path) -> Iterator[str]:
+    """Yields the lines of a file with their ends, which are line feeds."""
+    for line in stream_lines(path):
+        yield line.removesuffix("\r\n") + "\n" if line.endswith("\r\n") else line
+
+
 def _long_lines(path: Path) -> Iterator[str]:
     """Yields the lines of a file with their ends; lines of more than PIECE characters in several parts."""
-    for line in stream_lines(path):
-        line = line.removesuffix("\r\n") + "\n" if line.endswith("\r\n") else line
+    for line in _lines(path):
         while len(line) > PIECE:
             end = line.rfind(" ", 1, PIECE) + 1 or PIECE
             yield line[:end]
@@ -125,7 +130,7 @@ def _of_file(path: Path, name: str, document: str, problems: Problems) -> Iterat
         elif text.strip():
             yield where, {"id": f"{name}:{start}", "text": text}
 
-    for number, line in enumerate(stream_lines(path), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             any_text = True
             start = start if lines else number

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from mmattn.data.batching import BatchPlan
+from mmattn.positions import LearnedPositions
 from mmattn.tasks.common.chance import Chance
 from mmattn.tasks.common.datamodule import Split, TaskDataModule
 from mmattn.tasks.common.errors import ConfigError
@@ -114,6 +115,11 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
             if context >= size:
                 raise ConfigError(f"data.eval_context: expected fewer than the block's {size} tokens, found {context}.")
         corpus = self.processor.encode_corpus(dataset)
+        if streams is not None and len(corpus) <= streams:
+            raise ConfigError(
+                f"data.batch_size: expected at most {len(corpus) - 1}, the tokens of the training data, each row of "
+                f"which continues the one before; found {streams}."
+            )
         digest, other = dataset.fingerprint(), copy.copy(dataset)
         other.samples = Blocks(corpus, size, context, streams)  # type: ignore[assignment]
         other.places = []
@@ -153,16 +159,33 @@ class TextGenerationModule(TaskModule[TextGenerationDataModule]):
         data.in_order = keywords.get("decoder") == "lstm" or bool(keywords.get("memory_len"))
         self._carried: list[Tensor] | None = None
 
+    def check_processor(self, processor: TextGenerationProcessor) -> None:
+        positions = getattr(self.model.net, "positions", None)
+        if isinstance(positions, LearnedPositions) and processor.max_len > positions.max_len:
+            raise ConfigError(
+                f"data.block_size: expected at most {positions.max_len}, for which the model has positions, found "
+                f"{processor.max_len}."
+            )
+
     def training_loss(self, batch: TextBatch) -> tuple[Tensor, dict[str, Tensor]]:
         states = self._states(batch)
         return token_loss(self.model.net, states, batch.labels, batch.label_mask, self.loss.label_smoothing), {}
 
     def _states(self, batch: TextBatch) -> Tensor:
         net = self.model.net
-        if not (self.data.in_order and self.training and carries(self.model)):
-            states: Tensor = net.states(batch.input_ids, batch.key_mask, batch.documents)
+        states: Tensor
+        if self.data.in_order and self.training and carries(self.model):
+            # A checkpoint's are on the CPU.
+            carried = None if self._carried is None else [part.to(batch.input_ids.device) for part in self._carried]
+            states, self._carried = net.segment(batch.input_ids, carried)
             return states
-        states, self._carried = net.segment(batch.input_ids, self._carried)
+        try:
+            states = net.states(batch.input_ids, batch.key_mask, batch.documents)
+        except ValueError as error:
+            if batch.documents is None:
+                raise
+            cross = "--data.cross_documents true lets attention cross the ends of documents"
+            raise ConfigError(f"{error}; {cross}.") from None
         return states
 
     def on_train_epoch_start(self) -> None:
@@ -192,8 +215,7 @@ class TextGenerationModule(TaskModule[TextGenerationDataModule]):
         super()._log_metrics(split)
 
     def update_metric(self, metric: Any, batch: TextBatch) -> None:
-        states = self.model.net.states(batch.input_ids, batch.key_mask, batch.documents)
-        metric.update(*token_losses(self.model.net, states, batch.labels, batch.label_mask))
+        metric.update(*token_losses(self.model.net, self._states(batch), batch.labels, batch.label_mask))
 
     def chance(self) -> Chance | None:
         train, val = (self.data.dataset(split).samples for split in ("train", "val"))  # type: ignore[arg-type]

@@ -9,11 +9,11 @@ from typing import Any
 from mmattn.data.errors import nearest
 from mmattn.generate import GenerationConfig
 from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.text_generation.constrain import of_choices
 
 CUT, REFUSE = "cut", "refuse"
 NEW_TOKENS = 64
 LIMITS = ("max_new_tokens", "max_length")
-OWN = ("stop", "regex", "choices", "seed", "on_long", "chat", "lookup", "draft", "max_new_tokens", "temperature")
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,11 @@ class Wanted:
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+    @property
+    def pattern(self) -> str | None:
+        """The regular expression that the whole continuation matches."""
+        return of_choices(self.choices_list) if self.regex is None and self.choices_list else self.regex
 
     @property
     def new_tokens(self) -> int:

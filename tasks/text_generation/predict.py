@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +14,14 @@ from torch import Tensor
 from mmattn.data.errors import DataError, is_broken, shorten
 from mmattn.data.text.language import token_bytes
 from mmattn.generate import GenerationConfig
+from mmattn.generate.search import ShouldStop
 from mmattn.generate.speculative import can_rewind, draft, lookup, speculate
 from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.items import mapping_of, name_of
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.text_generation.chat import render
-from mmattn.tasks.text_generation.constrain import Pattern, cut_at, of_choices, stopping
+from mmattn.tasks.text_generation.constrain import Pattern, cut_at, stopping
 from mmattn.tasks.text_generation.corpus import Block
 from mmattn.tasks.text_generation.data import TextBatch, TextDataset, TextSample
 from mmattn.tasks.text_generation.explain import TextGenerationExplanation, explained
@@ -37,7 +38,7 @@ class TextGenerationPrediction:
     id: str
     prompt: str
     text: str  # the continuation
-    score: float | None  # mean log-probability of its tokens; None by speculative decoding
+    score: float | None  # mean log-probability of its tokens, the end included; None by speculative decoding
     tokens: int  # number of generated tokens
     tokens_cut: int = 0  # tokens at the beginning of the prompt that were not read
 
@@ -47,10 +48,21 @@ class _Written:
     """A continuation in the making."""
 
     prompt: list[int]
-    ids: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)  # without the end token
+    count: int = 0  # tokens, the end included
     log_p: float | None = 0.0
     cut: int = 0
     is_done: bool = False
+
+    def add(
+        self, before: Sequence[int], ids: Sequence[int], config: GenerationConfig, should_stop: ShouldStop | None
+    ) -> None:
+        """Adds new ids, which were read after others."""
+        self.is_done = bool(ids) and ids[-1] in config.eos
+        if should_stop is not None and ids and not self.is_done:
+            self.is_done = bool(should_stop(torch.tensor([[*before, *ids]]))[0])
+        self.ids += [token for token in ids if token not in config.eos]
+        self.count += len(ids)
 
 
 class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
@@ -110,7 +122,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
             return TextSample(item.id, text[cut:], text[:cut])
         if isinstance(item, Mapping) and "messages" in item:
             prompt = self.chat(item["messages"])
-            return TextSample(str(item.get("id", number)), "", prompt)
+            return TextSample(str(item.get("id", number)), "", prompt, is_whole=True)
         given = mapping_of(item, "prompt")
         name = name_of(given, number, ("prompt",))
         name = name if isinstance(item, Mapping) and "id" in item else str(number)
@@ -198,7 +210,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         found = []
         for sample, row in zip(samples, rows, strict=True):
             text = cut_at(self._restore(row.ids, row.prompt), wanted.stops)
-            score = None if row.log_p is None else row.log_p / max(len(row.ids), 1)
+            score = None if row.log_p is None else row.log_p / max(row.count, 1)
             self.cut += row.cut > 0
             found.append(TextGenerationPrediction(sample.id, sample.prompt, text, score, len(row.ids), row.cut))
         return found
@@ -265,9 +277,8 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         Raises:
             DataError: The prompt is too long, and not to be cut.
         """
-        prompt = self.chat(sample.prompt) if wanted.chat else sample.prompt
-        is_whole = wanted.chat or (bool(self.processor.options.get("chat_template")) and prompt != sample.prompt)
-        ids = self.processor.tokenizer.encode(prompt) if is_whole else self.processor.prompt_ids(prompt)
+        prompt = self.chat(sample.prompt) if wanted.chat and not sample.is_whole else sample.prompt
+        ids = self.processor.prompt_ids(prompt, is_whole=wanted.chat or sample.is_whole)
         most = self.processor.max_len
         if len(ids) <= most:
             return _Written(ids)
@@ -291,15 +302,16 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
             if not live:
                 return
             given = [[*row.prompt, *row.ids] for row in live]
-            given = [ids if len(ids) < most else ids[-max(1, most // 2) :] for ids in given]
+            given = [ids if len(ids) <= most else ids[-max(1, most // 2) :] for ids in given]
             longest = max(map(len, given))
             room = min(left, max(1, most + 1 - longest))
             config = wanted.config(self.processor, room)
             keywords: dict[str, Any] = {"generator": generator}
             if wanted.stops:
                 keywords["should_stop"] = stopping(wanted.stops, self._token_bytes)
-            if (pattern := wanted.regex or (of_choices(wanted.choices) if wanted.choices else None)) is not None:
-                keywords["constraints"] = [Pattern(pattern, self._token_bytes, config.eos[0], longest)]
+            if wanted.pattern is not None:
+                begun = live[0].ids  # of a single row, unless all have none
+                keywords["constraints"] = [Pattern(wanted.pattern, self._token_bytes, config.eos[0], longest, begun)]
             yield config, given, keywords
             left -= room
 
@@ -315,38 +327,35 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
 
     def _write(self, rows: Sequence[_Written], wanted: Wanted) -> None:
         """Continue rows, in place."""
-        if len(rows) > 1 and not self.model.net.pads_left:
+        longest = max(len(row.prompt) for row in rows)
+        rounds = longest + wanted.new_tokens > self.processor.max_len + 1  # several, in which patterns go on
+        if len(rows) > 1 and (not self.model.net.pads_left or (rounds and wanted.pattern is not None)):
             for row in rows:
                 self._write([row], wanted)
             return
         for config, given, keywords in self._rounds(rows, wanted):
             found = self.model.generate(*self._padded(given), config, **keywords)
-            stops: Callable[[Tensor], Tensor] | None = keywords.get("should_stop")
             live = [row for row in rows if not row.is_done]
             log_p = (found.scores * found.lengths**config.length_penalty)[:, 0].tolist()
             for row, before, (ids, *_), value in zip(live, given, found.tokens(), log_p, strict=True):
-                row.is_done = bool(ids) and ids[-1] in config.eos
-                if stops is not None and ids and not row.is_done:
-                    row.is_done = bool(stops(torch.tensor([[*before, *ids]]))[0])
-                row.ids += [token for token in ids if token not in config.eos]
+                row.add(before, ids, config, keywords.get("should_stop"))
                 row.log_p = (row.log_p or 0.0) + value
 
     def _speculate(self, row: _Written, wanted: Wanted) -> None:
         """Continue one row by speculative decoding, in place.
 
         Raises:
-            ConfigError: The model's attention cannot take tokens back, or there is no draft model.
+            ConfigError: The attention of the model, or of the draft model, cannot take tokens back.
         """
-        if not can_rewind(self.model.net.start(1)):
-            raise ConfigError("--lookup and --draft need a transformer whose attention caches all keys and values.")
-        room = min(wanted.new_tokens, self.processor.max_len + 1 - len(row.prompt))
-        config = wanted.config(self.processor, max(1, room))
+        models = [self.model] if self.draft_model is None else [self.model, self.draft_model]
+        if not all(can_rewind(model.net.start(1)) for model in models):
+            raise ConfigError("--lookup and --draft need transformers whose attention caches all keys and values.")
         guess = lookup if self.draft_model is None else draft(self.draft_model.net)
-        stops = stopping(wanted.stops, self._token_bytes) if wanted.stops else None
-        prompt = torch.tensor([row.prompt], device=self.device)
-        found = speculate(self.model.net, prompt, config, guess, stops)
-        row.ids += [token for token in found.ids if token not in config.eos]
-        row.log_p, row.is_done = None, True
+        for config, (ids,), keywords in self._rounds([row], wanted):
+            stops = keywords.get("should_stop")
+            found = speculate(self.model.net, torch.tensor([ids], device=self.device), config, guess, stops)
+            row.add(ids, found.ids, config, stops)
+        row.log_p = None
 
     # Explanation and export -------------------------------------------------------------------------------------------
 

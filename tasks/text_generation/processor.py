@@ -190,9 +190,16 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
             is_repeat=is_repeat,
         )
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """The ids of a prompt, after those that each text begins with; an empty one is the start token alone."""
-        return [*self.start_ids, *self.tokenizer.encode(prompt)] or [self.tokenizer.start_id]
+    def prompt_ids(self, prompt: str, *, is_whole: bool = False) -> list[int]:
+        """The ids of a prompt; an empty one is the start token alone.
+
+        Args:
+            prompt: The prompt.
+            is_whole: Whether the prompt has all its special tokens; otherwise those that each text begins with come
+                before it.
+        """
+        start = [] if is_whole else self.start_ids
+        return [*start, *self.tokenizer.encode(prompt)] or [self.tokenizer.start_id]
 
     def ablate(self, batch: TextBatch, what: str, seeds: Sequence[int] | None = None) -> TextBatch:
         """Ablate the "context": all ids that are read become the end token, which leaves their frequencies."""

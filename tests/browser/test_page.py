@@ -177,6 +177,23 @@ def test_token_and_streaming(browser: Any) -> None:
         page.close()
 
 
+def test_a_text_ends_when_another_model_is_chosen(browser: Any) -> None:
+    echo = Echo()
+    with serving([ServedModel("first", echo), ServedModel("second", Echo())]) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.fill("#field-text", "word " * 50)
+        page.click("#ask")
+        page.wait_for_function("document.getElementById('answer').textContent === 'WORD '")
+        page.select_option("#models", "second")
+        for _ in range(50):
+            echo.go.release()
+            page.wait_for_timeout(20)
+        assert echo.pieces < 50, "the server writes no more"
+        assert page.inner_text("#state") == page.inner_text("#answer") == ""
+        page.close()
+
+
 def test_the_page_fits_a_telephone_and_names_its_fields(server: str, browser: Any) -> None:
     page = browser.new_page(viewport={"width": 360, "height": 740})
     for task in ("vqa", "qa"):

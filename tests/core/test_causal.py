@@ -157,6 +157,14 @@ def test_speculation_gives_the_same_ids(options: dict[str, Any]) -> None:
     refused("expected greedy search", speculate, model, IDS[:1], GenerationConfig(do_sample=True), lookup)
 
 
+def test_a_draft_guesses_up_to_the_end_of_its_positions() -> None:
+    model = make("gpt2")
+    config = GenerationConfig(max_new_tokens=53)  # after 12 tokens, of 64 that are read
+    expected = model.generate(IDS[:1], None, config).tokens()[0][0]
+    assert len(expected) == 53
+    assert speculate(model, IDS[:1], config, draft(model)).ids == expected
+
+
 def test_streamed_tokens_are_those_of_generate() -> None:
     model = make("llama")
     for options in ({}, {"do_sample": True, "top_p": 0.9}):
@@ -220,6 +228,17 @@ def test_the_loss_in_parts_equals_cross_entropy(smoothing: float) -> None:
     none = chunked_cross_entropy(states, weight, torch.full_like(targets, -100), chunk=3)
     assert none == 0
     assert not torch.autograd.grad(none, states)[0].any()
+
+
+def test_small_gradients_do_not_vanish_in_float16() -> None:
+    """Those of tokens that do not occur, with the scaled loss of mixed precision."""
+    weight, scale = (0.05 * torch.randn(4000, 16)).requires_grad_(), 2.0**16
+    states, targets = torch.randn(8192, 16), torch.randint(50, (8192,))
+    (expected,) = torch.autograd.grad(F.cross_entropy(states @ weight.T, targets), weight)
+    with torch.autocast("cpu", torch.float16):
+        value = chunked_cross_entropy(states, weight, targets, chunk=1024)
+    (found,) = torch.autograd.grad(scale * value, weight)
+    torch.testing.assert_close(found[50:] / scale, expected[50:], atol=1e-7, rtol=0.01)
 
 
 def test_the_loss_in_parts_under_autocast() -> None:

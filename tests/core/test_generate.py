@@ -219,6 +219,7 @@ SAMPLERS = {
     "temperature": ({"temperature": 0.5}, lambda p: p**2),
     "top_k": ({"top_k": 3}, lambda p: p * (p >= p.sort().values[-3])),
     "top_p": ({"top_p": 0.6}, lambda p: p * torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])),
+    "cold": ({"temperature": 1e-40}, lambda p: p * (p == p.max())),
     "min_p": ({"min_p": 0.3}, lambda p: p * (p >= 0.3 * p.max())),
     "all": ({"temperature": 2.0, "top_k": 4, "top_p": 0.7}, lambda p: p.sqrt() * torch.tensor([1, 1, 1, 0, 0, 0])),
 }

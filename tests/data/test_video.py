@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import pickle
 import random
 import re
@@ -240,7 +241,18 @@ def test_segments_and_frames_that_are_kept(tmp_path: Path) -> None:
     kept = [file.add(clip) for _ in range(2)]
     assert all(np.array_equal(one.frames, clip.frames) for one in kept)
     assert kept[0].fingerprint() == clip.fingerprint()
-    assert np.array_equal(pickle.loads(pickle.dumps((file, kept[1])))[1].frames, clip.frames), "workers get copies"
+    assert np.array_equal(pickle.loads(pickle.dumps((file, kept[1])))[1].frames, clip.frames), "in workers"
+
+
+def test_kept_clips_hold_no_files_open(tmp_path: Path) -> None:
+    def free() -> int:
+        with open(os.devnull) as probe:
+            return probe.fileno()  # the smallest number that is free
+
+    file, before = FrameFile(tmp_path), free()
+    kept = [file.add(Clip.of(np.full((2, 4, 4, 3), n, np.uint8))) for n in range(20)]
+    assert [int(read_frames(clip, [0.05])[0].max()) for clip in kept] == list(range(20))
+    assert free() == before
 
 
 def test_augmentation_is_the_same_for_all_frames() -> None:

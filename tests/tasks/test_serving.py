@@ -17,12 +17,13 @@ from mmattn import load
 from mmattn.data.errors import UserError
 from mmattn.tasks.common import serve
 from mmattn.tasks.common.commands import record_of
+from mmattn.tasks.common.dispatch import guarded
 from mmattn.tasks.common.serving.examples import example_of
-from mmattn.tasks.common.serving.inputs import check_item
+from mmattn.tasks.common.serving.inputs import RequestError, _option, check_item
 from mmattn.tasks.common.serving.models import ServedModel, open_models, state_version
 from mmattn.tasks.common.serving.options import Limits
 from mmattn.tasks.common.sources import find_model
-from mmattn.tasks.common.task import tasks
+from mmattn.tasks.common.task import Option, tasks
 from tests.conftest import refused, slow_but_first
 from tests.tasks.echo import Echo
 from tests.tasks.servers import form, request, serving
@@ -85,6 +86,12 @@ def test_options_reach_the_predictor(server: tuple[str, dict[str, ServedModel]])
     names = [option["name"] for option in models["segmentation/demo"].describe()["options"]]
     assert "masks" not in names
     assert "overlays" not in names
+
+
+@pytest.mark.parametrize("given", [10**400, -(10**400), 1e400, float("nan"), "nan", "1e400"])
+def test_numbers_without_bounds_are_refused(given: Any) -> None:
+    for kind in (int, float):
+        refused("x: expected", _option, Option("x", "a number", kind), given, error=RequestError)
 
 
 def test_texts_are_never_paths(server: tuple[str, dict[str, ServedModel]]) -> None:
@@ -262,6 +269,16 @@ def test_packed_models_predict_and_do_not_explain() -> None:
 )
 def test_mistakes_on_the_command_line(words: list[str], message: str) -> None:
     refused(re.escape(message), serve.main, words, error=UserError)
+
+
+@pytest.mark.parametrize("name", [(), ("serve",)])
+def test_damaged_examples_end_in_one_line(tmp_path: Any, capsys: pytest.CaptureFixture[str], name: Any) -> None:
+    """Without advice to give an option that the command does not have."""
+    (tmp_path / "a.csv").write_bytes(b"text\n\xff\n")
+    words = ["text_classification/demo", "--examples", str(tmp_path / "a.csv"), "--port", "0"]
+    with pytest.raises(SystemExit):
+        guarded(lambda: serve.main(words), name)
+    assert capsys.readouterr().err.endswith("a.csv, line 2: expected UTF-8 text, found '\\udcff'\n")
 
 
 def test_a_taken_port_is_refused() -> None:

@@ -32,11 +32,16 @@ def test_formats(tmp_path: Path) -> None:
     assert texts(tmp_path) == [PLAY, "six"]
     assert texts(tmp_path / "a" / "x.txt", "line") == ["one two", "three", "four five"]
     assert texts(tmp_path / "a" / "x.txt", "paragraph") == ["one two", "three\nfour five"]
+    (tmp_path / "windows.txt").write_bytes(PLAY.replace("\n", "\r\n").encode())
+    for document in ("file", "line", "paragraph"):
+        assert texts(tmp_path / "windows.txt", document) == texts(tmp_path / "a" / "x.txt", document)
     (tmp_path / "d.jsonl").write_text('{"text": "one"}\n{"text": "two", "id": "b"}\n')
     assert [(s.id, s.whole) for s in TextDataset(tmp_path / "d.jsonl").samples] == [("1", "one"), ("b", "two")]
     (tmp_path / "e.jsonl").write_text('{"prompt": "say one:", "response": "one"}\n')
     (sample,) = TextDataset(tmp_path / "e.jsonl").samples
     assert (sample.prompt, sample.whole) == ("say one:", "one")
+    rows = [{"prompt": "", "response": "one"}, {"prompt": "say two:", "response": "two"}]
+    assert TextDataset(rows).is_instruction, "though its first prompt is empty"
     assert [sample.whole for sample in TextDataset(["one", "two"]).samples] == ["one", "two"]
     data = TextDataset(tmp_path / "a" / "x.txt")
     train, val = data.divided(0)

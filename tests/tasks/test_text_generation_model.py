@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any, ClassVar
 
 import pytest
@@ -97,7 +99,15 @@ MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": "hi"
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}[{{ m.content | trim }}]{% else %}"
     "<{{ m['role'] }}>{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% if tools is not none or documents is not none %}tools{% endif %}"
 )
+
+
+def test_templates_are_rendered_in_a_process_of_their_own() -> None:
+    """Not only where another library has imported the extensions of jinja2."""
+    code = "from mmattn.tasks.text_generation.chat import render; print(render('{{ messages | length }}', [], {}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "0\n", done.stderr
 
 
 def test_templates_are_those_of_transformers() -> None:
@@ -174,6 +184,8 @@ def test_patterns() -> None:
         ({"regex": "a", "choices": "b"}, "--choices: expected no --regex"),
         ({"stop": ""}, "texts that are not empty"),
         ({"min_p": -1}, "--min_p must not be negative"),
+        ({"min_p": 2}, "--min_p must be at most 1, found 2"),
+        ({"top_p": 1.5}, "--top_p must be at most 1, found 1.5"),
         ({"temperature": 1.0, "num_beams": 2}, "sampling within beams is not supported"),
         ({"lookup": True, "temperature": 0.5}, "--lookup and --draft: expected greedy search"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import torch
 
 from mmattn.data.errors import DataError
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.task import tasks
 from mmattn.tasks.text_generation import TextGenerationPredictor, load
 from mmattn.tasks.text_generation.explain import token_relevance
 from mmattn.tasks.text_generation.model import TextGenerationModel
+from mmattn.tasks.text_generation.options import Wanted
 from mmattn.tasks.text_generation.processor import TextGenerationProcessor
 from tests.conftest import refused, slow_but_first
 from tests.pretrained_causal import write_public
@@ -61,7 +64,41 @@ def test_batched_equals_alone(writer: TextGenerationPredictor) -> None:
         together = writer.predict(prompts, max_new_tokens=6, **options)
         assert [one.text for one in together] == [writer(p, max_new_tokens=6, **options).text for p in prompts]
         assert all(one.score is not None and one.score < 0 for one in together)
-    assert writer("the cat", max_new_tokens=9, lookup=True).text == writer("the cat", max_new_tokens=9).text
+
+
+def test_speculation_gives_the_same_text(writer: TextGenerationPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beyond the length that the model reads at once, and after a prompt of this length."""
+    expected = {}
+    for prompt in ("the cat", "the cat sat on"):
+        expected[prompt] = writer(prompt, max_new_tokens=40)
+        found = writer(prompt, max_new_tokens=40, lookup=True)
+        assert (found.text, found.tokens) == (expected[prompt].text, 40)
+    monkeypatch.setattr(writer, "draft_model", writer.model)
+    for prompt, right in expected.items():
+        assert writer(prompt, max_new_tokens=40).text == right.text
+    lstm = TextGenerationModel(**writer.processor.sizes(), decoder="lstm", embed_dim=16, num_layers=1, num_heads=2)
+    monkeypatch.setattr(writer, "draft_model", lstm)
+    refused("need transformers whose attention caches", writer.predict, ["the"], error=ConfigError)
+
+
+def test_a_prompt_of_the_models_length_is_read_whole(writer: TextGenerationPredictor) -> None:
+    row = writer._begun(writer.to_sample("the cat sat on ", 0), Wanted(max_new_tokens=3))
+    assert (len(row.prompt), row.cut) == (16, 0)
+    _, given, _ = next(writer._rounds([row], Wanted(max_new_tokens=3)))
+    assert given == [row.prompt]
+
+
+def test_scores_are_means_over_tokens_and_the_end(writer: TextGenerationPredictor) -> None:
+    tokenizer = writer.processor.tokenizer
+    for seed in range(20):  # until one ends before its 12 tokens
+        found = writer("the", max_new_tokens=12, temperature=3.0, seed=seed)
+        if found.tokens < 12:
+            break
+    ids = [*writer.processor.prompt_ids("the"), *tokenizer.encode(found.text), tokenizer.eos_id]
+    with torch.no_grad():
+        logits = writer.model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
+    expected = logits[3:].gather(1, torch.tensor(ids[4:])[:, None]).mean()
+    assert found.score == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_long_prompts(writer: TextGenerationPredictor) -> None:
@@ -79,6 +116,8 @@ def test_patterns_and_choices(writer: TextGenerationPredictor) -> None:
     found = writer("the", regex="(t|h){3}", temperature=1.0).text
     assert len(found) == 3
     assert set(found) <= {"t", "h"}
+    for found in writer.predict(["the", "a cat"], regex="[a-z]{29}t", max_new_tokens=40):  # longer than what is read
+        assert re.fullmatch("[a-z]{29}t", found.text)
     refused("--regex: expected an expression", writer.predict, ["a"], regex="(", error=ConfigError)
 
 
@@ -127,7 +166,12 @@ def test_public_folders(family: str, tmp_path: Path) -> None:
     assert ours.chat("hi") == tokenizer.apply_chat_template(
         [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
     )
-    assert isinstance(ours("hi", chat=True, max_new_tokens=3).text, str)
+    messages = [{"role": "user", "content": "hi"}]
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    for item in ("hi", {"messages": messages}):
+        row = ours._begun(ours.to_sample(item, 0), Wanted(chat=item == "hi"))
+        assert row.prompt == expected, "without a second prefix"
+    assert ours("hi", chat=True, max_new_tokens=3).text == ours({"messages": messages}, max_new_tokens=3).text
     other = load(ours.save(tmp_path / "saved"), device="cpu")
     assert other("the cat", max_new_tokens=6).text == ours("the cat", max_new_tokens=6).text
 
@@ -190,6 +234,13 @@ def test_a_text_file_is_learned(tmp_path: Path) -> None:
     assert len(lines(tmp_path / "o.jsonl")) == 2
 
 
+def test_kernels_without_pairs_need_texts_that_attention_may_cross(tmp_path: Path) -> None:
+    options = f"{tasks()['text_generation'].tiny} --model.attention.kind linear --trainer.max_steps 1"
+    message = "never forms query-key pairs.* --data.cross_documents true"
+    refused(message, run, "fit", tmp_path / "a", options, task="text_generation", error=ConfigError)
+    run("fit", tmp_path / "b", f"{options} --data.cross_documents true", task="text_generation")
+
+
 @pytest.mark.parametrize(
     "words", slow_but_first(["--model.positions relative --model.memory_len 16", "--model.decoder lstm"])
 )
@@ -202,6 +253,22 @@ def test_training_in_order_resumes_exactly(words: str, tmp_path: Path) -> None:
     run("fit", part, f"{options} --trainer.max_steps -1 --ckpt_path last", task="text_generation")
     mine, theirs = weights(part), weights(whole)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_a_short_text_has_no_rows_of_its_own_for_a_large_batch(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abc abd abe")
+    options = f"--model.decoder lstm --data.train {tmp_path / 'a.txt'} --data.tokenizer character --data.batch_size 64"
+    refused("data.batch_size: expected at most 9", run, "fit", tmp_path / "r", options, task="text_generation")
+
+
+def test_blocks_are_no_longer_than_learned_positions(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    write_public(tmp_path / "m", "gpt2", torch.float32)
+    options = f"--data.train {corpus(tmp_path)} --init_from {tmp_path / 'm'} --data.block_size 65"
+    message = "data.block_size: expected at most 64, for which the model has positions, found 65"
+    base = "--trainer.enable_progress_bar false"
+    refused(message, run, "fit", tmp_path / "run", options, base, task="text_generation", error=ConfigError)
+    assert not (tmp_path / "run").exists()
 
 
 def test_instructions_by_low_rank_updates(tmp_path: Path) -> None:

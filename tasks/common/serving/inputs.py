@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -235,8 +234,7 @@ def _option(option: Option, given: Any) -> Any:
             except ValueError:
                 value = None
         kinds = (int,) if option.type is int else (int, float)
-        right = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-        right = right and low <= value <= high
+        right = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
         expected = f"{'an integer' if option.type is int else 'a number'} from {low:g} to {high:g}"
     else:
         right, expected = isinstance(value, str) and not is_broken(value) and len(value) <= 10_000, "a text"
