@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from mmattn.data.errors import DataError
 from mmattn.data.files import some_below
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageProcessor
-from mmattn.data.image.public import PREPROCESSING, CenterCrop, FittedImages, make_image_processor, normalization
+from mmattn.data.image.public import (
+    PREPROCESSING,
+    CenterCrop,
+    FittedImages,
+    ShorterSide,
+    make_image_processor,
+    normalization,
+)
 from mmattn.data.readers import read_settings
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.finetune import read_network
@@ -67,7 +74,7 @@ def resized(image: ImageProcessor, given: Mapping[str, Any]) -> ImageProcessor:
     """
     size, mode = given.get("image_size"), given.get("resize")
     config = image.config()
-    if isinstance(image, (CenterCrop, FittedImages)) and mode is not None:
+    if isinstance(image, (CenterCrop, FittedImages, ShorterSide)) and mode is not None:
         raise ConfigError(
             f"data.resize: expected none, since the public model's images are resized in its own way; found {mode!r}."
         )
@@ -80,6 +87,9 @@ def resized(image: ImageProcessor, given: Mapping[str, Any]) -> ImageProcessor:
             sides = (size, size) if isinstance(size, int) else size
             ratios = [whole / side for whole, side in zip(image.whole.size, image.size, strict=True)]
             config["scaled"] = [round(ratio * side) for ratio, side in zip(ratios, sides, strict=True)]
+        if isinstance(image, ShorterSide):
+            largest = size if isinstance(size, int) else max(size)
+            config["shorter"] = round(image.shorter / max(image.size) * largest)
         config["size"] = size
     return make_image_processor(config)
 
