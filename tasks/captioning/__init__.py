@@ -49,6 +49,7 @@ TASK = Task(
     ),
     families={
         "blip/BlipForConditionalGeneration": "adapters:ImageTextAdapter",
+        "git/GitForCausalLM": "adapters:ImageTextAdapter",
         "vision-encoder-decoder/*": "adapters:ImageTextAdapter",
     },
     encoders=dict.fromkeys((*IMAGE_ENCODERS, "timm/*"), "adapters:ImageAdapter"),

@@ -37,7 +37,7 @@ OWN = {"image_encoder": "vit", "decoder": "transformer", "pooling": "attention",
 
 
 class ImageTextAdapter(Adapter):
-    """Reads BLIP, and pairs of ViT or DeiT and BERT; they have no head for object labels."""
+    """Reads BLIP, GIT, and pairs of ViT or DeiT and BERT or GPT-2; they have no head for object labels."""
 
     network = "image_to_text"
 
@@ -51,7 +51,7 @@ class ImageTextAdapter(Adapter):
         return OWN | {NAMES.get(key, key): value for key, value in keywords.items()}
 
     def read_public(self, source: Source, **options: Any) -> CheckpointParts:
-        public = read_image_text(source, "BLIP, or ViT or DeiT with BERT or GPT-2")
+        public = read_image_text(source, "BLIP, GIT, or ViT or DeiT with BERT or GPT-2")
         if public.keywords.get("reads_question"):
             raise CheckpointError(f"{source.name}: expected a model of captions, found one that answers questions.")
         longest = public.writer.max_len
