@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import mmattn
+from mmattn.generate import GenerationConfig
 from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.vqa.demo import make
 from mmattn.tasks.vqa.predict import VQAPredictor
 from tests.conftest import refused
-from tests.tasks.public_images import PATCH, SIDE, images, write
+from tests.tasks.public_images import PATCH, SIDE, greedy_onnx, images, run_onnx, write
 from tests.tasks.runs import BRIEF, STILL, assert_kept, read, run, weights
 
 VILT, BLIP = "ViltForQuestionAnswering", "BlipForQuestionAnswering"
@@ -155,6 +156,38 @@ def test_export(kind: str, folders: Any, tmp_path: Path) -> None:
     lines = mmattn.load(folders[kind][0], device="cpu").export(tmp_path, formats=("torch",))
     names = ["vqa.pt2"] if kind == VILT else ["encoder.pt2", "step.pt2"]
     assert [line.split()[0].rsplit("/", 1)[1] for line in lines] == [*names, "processor"]
+
+
+@pytest.mark.slow
+def test_onnx_gives_the_same_scores(folders: Any, tmp_path: Path) -> None:
+    """ViLT, for other numbers and lengths of questions than those of the export."""
+    predictor = mmattn.load(folders[VILT][0], device="cpu")
+    predictor.export(tmp_path, formats=("onnx",))
+    square = images()[2]
+    for questions in (QUESTIONS[1:2], [*QUESTIONS, "is it red ?"]):
+        given = [predictor.to_sample({"image": square, "question": question}, 0) for question in questions]
+        batch = predictor.processor.collate(given)
+        one_each = batch.pixel_values[batch.image_index]
+        feed = {"pixel_values": one_each, "input_ids": batch.input_ids, "key_mask": batch.key_mask}
+        with torch.no_grad():
+            expected = predictor.model(*batch.inputs).logits
+        found = run_onnx(tmp_path / "vqa.onnx", feed)
+        torch.testing.assert_close(torch.from_numpy(found["logits"]), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_onnx_writes_the_same_answers(folders: Any, tmp_path: Path) -> None:
+    predictor = mmattn.load(folders[BLIP][0], device="cpu")
+    predictor.export(tmp_path, formats=("onnx",))
+    batch = predictor.processor.collate([predictor.to_sample(item, 0) for item in items()])
+    config = GenerationConfig(**predictor.processor.options["generation"] | {"num_beams": 1, "max_new_tokens": 8})
+    expected = predictor.model.generate(*batch.inputs, config)
+    assert config.start is not None
+    source = {"pixel_values": batch.pixel_values[batch.image_index]}
+    source |= {"source_ids": batch.input_ids, "source_mask": batch.key_mask}
+    found = greedy_onnx(tmp_path, source, config.start, 8)
+    for own, ids, length in zip(found, expected.ids[:, 0].tolist(), expected.lengths[:, 0].tolist(), strict=True):
+        assert own[:length] == ids[:length]
 
 
 def test_mistakes(folders: Any, tmp_path: Path) -> None:
