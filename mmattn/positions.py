@@ -251,8 +251,9 @@ class Rotary(nn.Module):
         L = q.shape[-2]
         is_known = isinstance(L, int) and isinstance(offset, int) and not torch.compiler.is_compiling()
         place = (L, offset, q.device, q.dtype, torch.is_inference_mode_enabled()) if is_known else None
-        if place is not None and self._last is not None and self._last[0] == place:
-            return self._last[1]
+        last = self._last  # read once: other threads may replace it
+        if place is not None and last is not None and last[0] == place:
+            return last[1]
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32  # half precision cannot count past 256
         positions = (torch.arange(L, device=q.device) + offset).to(wide)
         angles = positions[:, None] * self.rates(q.device, wide)  # (L, d/2)
