@@ -64,7 +64,7 @@ class RecurrentOutput(NamedTuple):
     cell: Tensor  # (n, B, H)
 
 
-class _Appending(KVCache):
+class AppendingCache(KVCache):
     """A cache without a branch for the empty state, on which a program must not depend."""
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,7 @@ class StepProgram(Program):
         if memory is None:  # a placeholder, since its keys and values are given
             memory = memory_values[0].flatten(2)
         caches = [
-            DecoderLayerCache(_Appending(k, v), CrossCache(mk, mv))
+            DecoderLayerCache(AppendingCache(k, v), CrossCache(mk, mv))
             for k, v, mk, mv in zip(keys, values, memory_keys, memory_values, strict=True)
         ]
         state = CachedState(caches, memory, source_mask, extra)
@@ -131,7 +131,7 @@ class PrefixStepProgram(Program):
         """Decode ids (B, 1) long with keys, values (n, B, h, T, d)."""
         prefix = memory_keys.shape[3]
         joint = zip(torch.cat([memory_keys, keys], dim=3), torch.cat([memory_values, values], dim=3), strict=True)
-        caches: list[Any] = [_Appending(k, v) for k, v in joint]
+        caches: list[Any] = [AppendingCache(k, v) for k, v in joint]
         state = PrefixState(caches, prefix)
         state.length = keys.shape[3]
         logits = self.net.step(ids, state)
