@@ -166,6 +166,11 @@ def test_self_critical_fit(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one), "what is drawn depends on the seed alone"
     message = r"loss\.label_smoothing: expected 0 with loss\.objective self_critical"
     refused(message, fit, tmp_path / "x", f"{options} --loss.label_smoothing 0.1", BRIEF, error=ConfigError)
+    options = "--loss.objective self_critical"
+    refused(
+        "expected --init_from a model that writes captions.*random", fit, tmp_path / "x", options, error=ConfigError
+    )
+    refused(r"loss\.draws: expected loss\.objective", fit, tmp_path / "x", "--loss.draws 3", error=ConfigError)
 
 
 @pytest.mark.parametrize(
