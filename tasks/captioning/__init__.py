@@ -47,6 +47,7 @@ TASK = Task(
         Option("image", "an image file; a folder of images is given by --input DIR", kind="item"),
         *SEARCH,
     ),
+    adapter="adapters:CaptionAdapter",
     families={
         "blip/BlipForConditionalGeneration": "adapters:ImageTextAdapter",
         "git/GitForCausalLM": "adapters:ImageTextAdapter",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -20,6 +21,7 @@ from mmattn.data.image.public import (
     normalization,
 )
 from mmattn.data.readers import read_settings
+from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.finetune import read_network
 from mmattn.tasks.common.items import mapping_of, name_of
@@ -92,6 +94,16 @@ def resized(image: ImageProcessor, given: Mapping[str, Any]) -> ImageProcessor:
             config["shorter"] = round(image.shorter / max(image.size) * largest)
         config["size"] = size
     return make_image_processor(config)
+
+
+def with_side(parts: CheckpointParts, image: ImageProcessor) -> CheckpointParts:
+    """The parts of a model of this toolkit for images of another size, on which its weights do not depend.
+
+    Args:
+        parts: The parts, with a keyword `image_size`.
+        image: Image processor of the new data.
+    """
+    return replace(parts, keywords=parts.keywords | {"image_size": image.size[0]})
 
 
 def claim_pngs(

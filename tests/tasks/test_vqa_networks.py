@@ -194,10 +194,13 @@ def test_mistakes(folders: Any, tmp_path: Path) -> None:
     source = folders[VILT][0]
     for options, message in (
         ("--data.resize pad", r"data\.resize: expected none"),
+        ("--data.tokenizer bpe", r"data\.tokenizer: expected 'tokenizer\.json', as in the model to fine-tune"),
         ("--loss.attention_supervision 1", r"loss\.attention_supervision: expected 0"),
         ("--model.fusion single_stream", r"model\.fusion"),
     ):
         refused(message, fit, tmp_path / "run", f"--init_from {source} {options}", error=(CheckpointError, ConfigError))
+    options, message = f"--init_from {folders[BLIP][0]} --data.max_answers 3", r"data\.max_answers: expected none"
+    refused(message, fit, tmp_path / "run", options, error=ConfigError)
     predictor = mmattn.load(source, device="cpu")
     refused("--num_beams: expected none", predictor.predict, items(), num_beams=3, error=ConfigError)
     write("BlipForConditionalGeneration", tmp_path / "captions")
