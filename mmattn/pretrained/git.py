@@ -33,9 +33,9 @@ def convert_git(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conve
     """GIT (Wang et al. 2022), whose image encoder is CLIP's.
 
     Raises:
-        ValueError: A model of videos.
+        ValueError: A model of videos, or with other positions.
     """
-    require(config, {"num_image_with_embedding": None})
+    require(config, {"num_image_with_embedding": None, "position_embedding_type": "absolute"})
     vision, text = VISION | (config.get("vision_config") or {}), TEXT | dict(config)
     ours, names = rename(state, TABLE, ignore=OTHERS)
     tied = tie(ours, names, "text.embedding.weight", "text.output.weight", read(config, "tie_word_embeddings", False))
