@@ -314,8 +314,14 @@ class PublicInputs:
     tokenizer: TokenIds | None = None
 
     def retarget(self, train: VQADataset, given: Mapping[str, Any]) -> VQAProcessor:
-        """The processor of the data with these inputs; see `Processor.retarget`."""
+        """The processor of the data with these inputs; see `Processor.retarget`.
+
+        Raises:
+            ConfigError: An option would change the tokenizer, or how images are resized.
+        """
         given = {key: value for key, value in given.items() if value is not None}
+        if self.tokenizer is not None:
+            check_kept({"tokenizer": self.tokenizer.kind, "vocab_size": self.tokenizer.vocab_size}, given)
         fitted = VQAProcessor.fit(train, **given)
         if self.image is not None:
             fitted.image = resized(self.image, given)

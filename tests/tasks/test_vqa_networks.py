@@ -147,6 +147,8 @@ def test_vilt_without_a_classifier(tmp_path: Path) -> None:
     write(VILT, tmp_path / "source")
     transformers.ViltModel.from_pretrained(tmp_path / "source").save_pretrained(tmp_path / "source")
     refused("expected a finished model", VQAPredictor.load, tmp_path / "source", error=CheckpointError)
+    options = f"--init_from {tmp_path / 'source'} --data.tokenizer bpe"
+    refused(r"data\.tokenizer: expected 'tokenizer\.json'", fit, tmp_path / "run", options, error=ConfigError)
     folder = fit(tmp_path / "run", f"--init_from {tmp_path / 'source'} {STILL}")
     assert mmattn.load(folder / "model", "cpu")(make("test", 1)[0]).answer
 
