@@ -52,10 +52,12 @@ class RelativeAttention(MultiHeadAttention):
             (B, L, E).
 
         Raises:
-            ValueError: The mask is not causal.
+            ValueError: The mask is not causal, or has parts that are not supported.
         """
         if mask is None or not mask.is_causal or mask.bias is not None:
             raise ValueError("relative positions: expected a causal mask without a bias")
+        if memory is not None and mask.attn_mask is not None:
+            raise ValueError("relative positions: expected no attn_mask with a memory, whose keys it does not have")
         source = query if memory is None else torch.cat([memory, query], dim=1)  # (B, M + L, E)
         q = self._heads(self.q_proj(query), self.num_heads)  # (B, h, L, d)
         assert self.k_proj is not None

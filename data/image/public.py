@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "Blip": {"size": 384, "resample": BICUBIC, **CLIP},
     "ViT": {"size": 224, "resample": BILINEAR, **HALF},
     "DeiT": {"size": 256, "resample": BICUBIC, "do_center_crop": True, "crop_size": 224, **HALF},
+    "CLIP": {"size": 224, "resample": BICUBIC, "do_center_crop": True, "crop_size": 224, **CLIP},
     "Vilt": {"size": 384, "resample": BICUBIC, "size_divisor": 32, **HALF},
 }
 
@@ -81,6 +82,58 @@ class CenterCrop(ImageProcessor):
         """Returns the constructor's keywords as JSON values."""
         own = {"size": list(self.size), "mean": list(self.mean), "std": list(self.std), "resample": self.resample}
         return own | {"scaled": list(self.whole.size)}
+
+
+class ShorterSide(ImageProcessor):
+    """The center of the whole image after its shorter side is resized to a length (Radford et al. 2021, CLIP).
+
+    Args:
+        size: Side of the crop, or (H, W).
+        mean: Mean per channel.
+        std: Standard deviation per channel.
+        resample: Filter that resizes.
+        shorter: Length of the shorter side.
+
+    >>> ShorterSide(32, shorter=40)(np.zeros((20, 40, 3), dtype=np.uint8)).shape
+    torch.Size([3, 32, 32])
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int] = 224,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+        resample: str = "bicubic",
+        shorter: int = 224,
+    ) -> None:
+        super().__init__(size, mean, std, resample=resample)
+        self.shorter = int(shorter)
+        if max(self.size) > self.shorter:
+            raise ValueError(f"shorter: expected at least both sides of the size {self.size}, found {shorter}")
+
+    def window(self, size: tuple[int, int]) -> Box:
+        (width, height), (left, top, right, bottom) = self._scaled(size), self._crop(size)
+        return left / width, top / height, right / width, bottom / height
+
+    def _scaled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height to which an image of the given width and height is resized."""
+        width, height = (int(self.shorter * side / min(size)) for side in size)  # not rounded, as in transformers
+        return width, height
+
+    def _crop(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """The edges of the center of a resized image: left, top, right, bottom."""
+        (width, height), (scaled_width, scaled_height) = self.size[::-1], self._scaled(size)
+        left, top = (scaled_width - width) // 2, (scaled_height - height) // 2
+        return left, top, left + width, top + height
+
+    def _resized(self, image: PILImage) -> PILImage:
+        crop, scaled = self._crop(image.size), self._scaled(image.size)
+        return image.resize(scaled, RESAMPLE.index(self.resample)).crop(crop)
+
+    def config(self) -> dict[str, Any]:
+        """Returns the constructor's keywords as JSON values."""
+        own = {"size": list(self.size), "mean": list(self.mean), "std": list(self.std), "resample": self.resample}
+        return own | {"shorter": self.shorter}
 
 
 class FittedImages(ImageProcessor):
@@ -155,12 +208,12 @@ class FittedImages(ImageProcessor):
 
 def make_image_processor(config: Mapping[str, Any]) -> ImageProcessor:
     """Makes an image processor of any class of this module, or an `ImageProcessor`, from the result of its `config`."""
-    kind = CenterCrop if "scaled" in config else FittedImages if "shortest" in config else ImageProcessor
-    return kind.from_config(config)
+    kinds = {"scaled": CenterCrop, "shorter": ShorterSide, "shortest": FittedImages}
+    return next((kind for key, kind in kinds.items() if key in config), ImageProcessor).from_config(config)
 
 
 def read_image_processor(directory: str | Path) -> ImageProcessor:
-    """Reads the image processor of a public BLIP, ViT, DeiT or ViLT.
+    """Reads the image processor of a public BLIP, CLIP (which is GIT's), DeiT, ViLT or ViT.
 
     Args:
         directory: Folder with a ``preprocessor_config.json``, or a ``processor_config.json`` with a section of it.
@@ -178,11 +231,15 @@ def read_image_processor(directory: str | Path) -> ImageProcessor:
         raise DataError(f"{path}: do_resize", "true", "false")
     try:
         options: dict[str, Any] = {"resample": RESAMPLE[given["resample"]], **normalization(given)}
-        if kind == "Vilt":
-            size = given["size"]
+        size = given["size"]
+        if kind in ("CLIP", "Vilt") and not (isinstance(size, Mapping) and "height" in size):
             shortest = size["shortest_edge"] if isinstance(size, Mapping) else size
-            return FittedImages(shortest, multiple=given["size_divisor"], **options)
-        size = _sides(given["size"])
+            if kind == "Vilt":
+                return FittedImages(shortest, multiple=given["size_divisor"], **options)
+            if not given["do_center_crop"]:
+                raise ValueError("do_center_crop: expected true, found false")
+            return ShorterSide(_sides(given["crop_size"]), shorter=shortest, **options)
+        size = _sides(size)
         if given.get("do_center_crop"):
             return CenterCrop(_sides(given["crop_size"]), scaled=size, **options)
         return ImageProcessor(size, **options)

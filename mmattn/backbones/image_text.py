@@ -1,4 +1,4 @@
-"""Text from images: a vision transformer, and BERT or GPT-2 with cross-attention to its patches, as in BLIP."""
+"""Text from images: a vision transformer, and a decoder of BLIP, GIT, BERT or GPT-2 that attends to its patches."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from ..blocks import AttentionConfig
 from ..generate import CachedState, Generated, GenerationConfig, generate
 from .bert import BertDecoder
+from .git import GitDecoder
 from .gpt2 import Gpt2Decoder
 from .vit import VisionTransformer
+
+DECODERS = ("bert", "gpt2", "git")
 
 
 class ImageToText(nn.Module):
@@ -20,6 +23,7 @@ class ImageToText(nn.Module):
 
     The decoder attends to the image; or to the states of the question, whose encoder attends to the image. ``capture``
     records the decoder's maps of the image, or question, (B, h, L, S) under "text.decoder.layers.#.cross_attention".
+    GIT's decoder has no cross-attention: image and text are one sequence (`GitDecoder`).
 
     Args:
         vocab_size: V, of question and text.
@@ -29,20 +33,24 @@ class ImageToText(nn.Module):
         image: Keywords of `VisionTransformer` without its pooling, ``attention`` and ``resize_positions``; None = a
             ViT-B/16.
         reads_question: Whether there is an encoder of questions.
-        project_image: Whether a linear map with E results is between the image's encoder and the texts.
+        project_image: Whether a linear map with E results is between the image's encoder and the texts; before GIT's
+            decoder there always is one, with a norm.
         max_len: Number of learned positions of the texts; longer ones raise.
         num_types: Number of token types, of which only the first is used; 0 for none.
         ffn_dim: Hidden size of the texts' feed-forward networks; None = 4 E.
         activation: Activation of the texts' networks.
         norm_eps: Epsilon added to the variance in the texts' layer norms.
-        decoder: "bert", or "gpt2": the network that writes texts.
+        decoder: "bert", "gpt2" or "git": the network that writes texts.
         tied_output: Whether the last map to the tokens is the decoder's embedding table.
         dropout: Dropout in the texts' networks.
         resize_positions: See `VisionTransformer`.
         attention: {"kind": name, and the kernel's options} of the image's self-attention.
         question_attention: Of the question's self-attention.
         decoder_attention: Of the decoder's self-attention.
-        cross_attention: Of the attentions to the image and to the question.
+        cross_attention: Of the attentions to the image and to the question, which GIT's decoder does not have.
+
+    Raises:
+        ValueError: An unknown decoder, or options that it does not have.
 
     >>> net = {"embed_dim": 16, "num_layers": 1, "num_heads": 2, "image_size": (8, 8), "patch_size": 4}
     >>> model, pixels = ImageToText(100, 32, 1, 4, image=net).eval(), torch.randn(2, 3, 8, 8)
@@ -78,8 +86,12 @@ class ImageToText(nn.Module):
         cross_attention: AttentionConfig = None,
     ) -> None:
         super().__init__()
-        if decoder not in ("bert", "gpt2") or (decoder == "gpt2" and (reads_question or num_types)):
-            raise ValueError(f"decoder: expected bert, or gpt2 without questions and token types, found {decoder!r}")
+        if decoder not in DECODERS or (decoder != "bert" and (reads_question or num_types)):
+            raise ValueError(
+                f"decoder: expected bert, or gpt2 or git without questions and token types, found {decoder!r}"
+            )
+        if decoder == "git" and cross_attention is not None:
+            raise ValueError("cross_attention: the decoder 'git' has none, since image and text are one sequence")
         net = dict(image or {"embed_dim": 768, "num_layers": 12, "num_heads": 12})
         self.image = VisionTransformer(**net, attention=attention, resize_positions=resize_positions)
         image_dim = net["embed_dim"]
@@ -101,9 +113,15 @@ class ImageToText(nn.Module):
             self.question = BertDecoder(kv_dim=image_dim, **reader, **text)
         memory_dim = embed_dim if reads_question else image_dim
         writer: dict[str, Any] = {"tied_output": tied_output, "attention": decoder_attention}
-        self.text: BertDecoder | Gpt2Decoder
-        if decoder == "gpt2":
-            text.pop("num_types")
+        self.text: BertDecoder | Gpt2Decoder | GitDecoder
+        if decoder == "git":
+            norm = nn.LayerNorm(embed_dim, eps=net.get("norm_eps", 1e-6))  # that of the image's networks
+            self.project = nn.Sequential(nn.Linear(net["embed_dim"], embed_dim), norm)
+            for name in ("num_types", "cross_attention"):
+                del text[name]
+            self.text = GitDecoder(**writer, **text)
+        elif decoder == "gpt2":
+            del text["num_types"]
             self.text = Gpt2Decoder(kv_dim=memory_dim, **writer, **text)
         else:
             self.text = BertDecoder(kv_dim=memory_dim, **writer, **text)

@@ -209,6 +209,7 @@ class VisionTransformer(nn.Module):
             of other images; with None those raise.
         pooling: "token" (the first), "prefix" (the mean of class and distillation token), "mean" (of the patches) or
             "map" (`AttentionHead` over all tokens).
+        norm_embedded: One more norm, of the first layer's input, as in CLIP (Radford et al. 2021, section 2.4).
         norm_pooled: The last norm comes after pooling instead of before (timm's ``fc_norm``).
         pooler_dim: A linear map to this size, and an activation, over the pooled vector; None for none.
         pooler_activation: A name in ``mmattn.feedforward.ACTIVATIONS``.
@@ -245,6 +246,7 @@ class VisionTransformer(nn.Module):
         num_prefix: int = 1,
         resize_positions: str | None = None,
         pooling: str = "token",
+        norm_embedded: bool = False,
         norm_pooled: bool = False,
         pooler_dim: int | None = None,
         pooler_activation: str = "tanh",
@@ -271,6 +273,7 @@ class VisionTransformer(nn.Module):
         self.patches = PatchEmbed(embed_dim, patch_size=patch_size, in_channels=in_channels)
         self.prefix = nn.Parameter(torch.randn(num_prefix, embed_dim) * 0.02) if num_prefix else None
         self.positions = nn.Parameter(torch.randn(1, embed_dim, *self.grid_size) * 0.02)
+        self.embedded_norm: nn.Module = nn.LayerNorm(embed_dim, eps=norm_eps) if norm_embedded else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         layer: LayerOptions = {"ffn_dim": ffn_dim, "dropout": dropout, "attention": attention, "activation": activation}
         layer |= {"gated": gated, "bias": True if qkv_bias else ("out",)}
@@ -315,7 +318,7 @@ class VisionTransformer(nn.Module):
         x = (grid + self._positions_for(grid.shape[2], grid.shape[3])).flatten(2).mT  # (N, h w, E)
         if self.prefix is not None:
             x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1)
-        return self.dropout(x)
+        return self.dropout(self.embedded_norm(x))
 
     def _positions_for(self, h: int, w: int) -> Tensor:
         if self.resize_positions is None:

@@ -83,7 +83,7 @@ def generate(
     >>> generate(step, NoState(), torch.tensor([[2], [7]]), config).tokens()
     [[[3, 4, 5, 6]], [[8, 9]]]
     """
-    _check_prompt(prompt, prompt_mask)
+    check_prompt(prompt, prompt_mask)
     if config.num_beams > 1 and on_token is not None:
         raise ValueError(f"num_beams={config.num_beams}: beams settle no token before the end, nothing to stream")
     with torch.inference_mode():
@@ -128,7 +128,7 @@ def stream(
     >>> list(stream(step, NoState(), torch.tensor([[7]]), GenerationConfig(eos_token_id=9, max_new_tokens=4)))
     [[(0, 8)], [(0, 9)]]
     """
-    _check_prompt(prompt, prompt_mask)
+    check_prompt(prompt, prompt_mask)
     if config.num_beams > 1:
         raise ValueError(f"num_beams={config.num_beams}: beams settle no token before the end, nothing to stream")
     steps = _one_by_one(step, state, prompt, config, generator, False, prompt_mask, should_stop, constraints)
@@ -140,7 +140,8 @@ def stream(
         yield new
 
 
-def _check_prompt(prompt: Tensor, prompt_mask: Tensor | None) -> None:
+def check_prompt(prompt: Tensor, prompt_mask: Tensor | None) -> None:
+    """Raises a ValueError for a prompt of another shape, or a mask that is not left padding; see `generate`."""
     if prompt.dim() != 2 or not prompt.shape[1]:
         raise ValueError(f"prompt must be (B, P) with at least one token each, found {tuple(prompt.shape)}")
     if prompt_mask is None:

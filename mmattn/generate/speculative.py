@@ -12,7 +12,7 @@ from ..kernels.base import KVCache
 from .cached import CachedState
 from .config import GenerationConfig
 from .constraints import build_constraints, forced_token
-from .search import ShouldStop, _check_prompt
+from .search import ShouldStop, check_prompt
 from .topk import largest
 
 Guess = Callable[[list[int]], list[int]]  # all ids so far -> the next ones, as far as they are guessed
@@ -118,7 +118,7 @@ def speculate(
     >>> len(speculate(model, torch.tensor([[1, 2, 1, 2]]), GenerationConfig(max_new_tokens=6), lookup).ids)
     6
     """
-    _check_prompt(prompt, None)
+    check_prompt(prompt, None)
     if len(prompt) != 1:
         raise ValueError(f"speculative decoding: expected one prompt, found {len(prompt)}")
     if config.do_sample or config.num_beams > 1 or config.num_return_sequences > 1:
@@ -129,8 +129,7 @@ def speculate(
     accepted = passes = 0
     with torch.inference_mode():
         state = model.start(1)
-        if not can_rewind(state):
-            rewind(state, 0)
+        rewind(state, 0)  # raises before the prompt is read
         read = 0  # ids that the state has read
         while len(ids) < P + room:
             left = P + room - len(ids) - 1

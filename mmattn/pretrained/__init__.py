@@ -36,6 +36,7 @@ from .detr import convert_detr
 from .dinov2 import convert_dinov2
 from .files import open_source, read_config, read_state
 from .generation import load_generation_config
+from .git import convert_git
 from .gpt2 import convert_gpt2
 from .keymap import Converted, Table, check_into, load_into
 from .llama import convert_llama, convert_mistral, convert_qwen2, convert_qwen3
@@ -85,6 +86,7 @@ FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
     "qwen2": (CausalLM, convert_qwen2),
     "qwen3": (CausalLM, convert_qwen3),
     "blip": (ImageToText, convert_blip),
+    "git": (ImageToText, convert_git),
     "vilt": (Vilt, convert_vilt),
     "vision-encoder-decoder": (ImageToText, convert_vision_encoder_decoder),
     "whisper": (Whisper, convert_whisper),

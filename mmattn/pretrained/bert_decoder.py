@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .bert import LAYERS, bert_keywords
-from .keymap import attention_dropout, read, require, same
+from .keymap import attention_dropout, read, require, tie
 
 DECODER = {
     name: ours.replace("encoder.", "decoder.")
@@ -56,12 +56,9 @@ def decoder_keywords(
             precedence.
     """
     require(config, {"position_embedding_type": "absolute", "is_decoder": True, "add_cross_attention": True})
-    table, output = f"{part}embedding.weight", f"{part}output.tokens.weight"
-    if tied and output not in ours and table in ours:
-        ours[output], names[output] = ours[table], names[table]
     dropped = attention_dropout(read(config, "attention_probs_dropout_prob", 0.1))
     return bert_keywords(config) | {
-        "tied_output": table in ours and output in ours and same(ours[table], ours[output]),
+        "tied_output": tie(ours, names, f"{part}embedding.weight", f"{part}output.tokens.weight", tied),
         "decoder_attention": dropped,
         "cross_attention": dropped,
     }

@@ -23,6 +23,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "t5": {"pad_token_id": 0, "eos_token_id": 1},
     "blip": {"bos_token_id": 30522, "pad_token_id": 0, "sep_token_id": 102},
+    "git": {"bos_token_id": 101, "pad_token_id": 0, "eos_token_id": 102},
     "vision-encoder-decoder": {"pad_token_id": 0},
     "whisper": {
         "bos_token_id": 50256,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .keymap import Converted, Table, activation, attention_dropout, read, rename, require, same
+from .keymap import Converted, Table, activation, attention_dropout, read, rename, require, tie
 
 LAYERS: dict[str, str | tuple[str, ...]] = {
     "wte.weight": "embedding.weight",
@@ -79,9 +79,6 @@ def tie_output(
         ValueError: There is no output projection, and none is to be tied.
     """
     table, output = f"{part}embedding.weight", f"{part}output.weight"
-    if output not in ours and table in ours:
-        if not read(config, "tie_word_embeddings", default):
-            raise ValueError("missing key: lm_head.weight, which config.json does not tie to the embeddings")
-        ours[output], names[output] = ours[table], names[table]
-    tied = output in ours and table in ours and same(ours[table], ours[output])
-    return {"tied_output": tied}
+    if output not in ours and table in ours and not read(config, "tie_word_embeddings", default):
+        raise ValueError("missing key: lm_head.weight, which config.json does not tie to the embeddings")
+    return {"tied_output": tie(ours, names, table, output, True)}

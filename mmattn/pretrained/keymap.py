@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -219,6 +219,30 @@ def activation(name: str) -> str:
 def attention_dropout(probability: float) -> dict[str, Any] | None:
     """Returns the ``attention`` keyword of a model that was trained with dropout of attention weights."""
     return {"kind": "dense", "dropout": probability} if probability else None
+
+
+def tie(
+    ours: MutableMapping[str, Tensor], names: MutableMapping[str, str], table: str, output: str, tied: bool
+) -> bool:
+    """Adds an output projection that is the embedding table, which files contain once.
+
+    Args:
+        ours: A renamed state dict.
+        names: Foreign name of each of its keys.
+        table: Name of the embedding table in ours.
+        output: Name of the output projection.
+        tied: Whether the config ties them; if the tensors contradict it, they have precedence.
+
+    Returns:
+        Whether both are there, and equal.
+
+    >>> state, names = {"table": torch.zeros(2, 2)}, {"table": "wte"}
+    >>> tie(state, names, "table", "output", True), names["output"]
+    (True, 'wte')
+    """
+    if tied and output not in ours and table in ours:
+        ours[output], names[output] = ours[table], names[table]
+    return table in ours and output in ours and same(ours[table], ours[output])
 
 
 def same(left: Tensor, right: Tensor) -> bool:

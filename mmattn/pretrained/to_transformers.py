@@ -117,7 +117,7 @@ def vit_back(keywords: Mapping[str, Any], state: Mapping[str, Tensor]) -> Foreig
     given = dict(state)
     if keywords.get("num_prefix", 1) != 1 or "prefix" not in given:
         raise ValueError(f"num_prefix: expected one class token, found {keywords.get('num_prefix', 1)}")
-    others = {name: tensor for name, tensor in given.items() if name.startswith(("pooler", "map_pool"))}
+    others = {name: tensor for name, tensor in given.items() if name.startswith(("pooler.", "head."))}
     if others:
         raise ValueError(f"pooler: expected none, found {', '.join(others)}")
     positions = given.pop("positions")  # (1, E, h, w); the class token has that of its own in it

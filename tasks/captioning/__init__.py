@@ -47,8 +47,10 @@ TASK = Task(
         Option("image", "an image file; a folder of images is given by --input DIR", kind="item"),
         *SEARCH,
     ),
+    adapter="adapters:CaptionAdapter",
     families={
         "blip/BlipForConditionalGeneration": "adapters:ImageTextAdapter",
+        "git/GitForCausalLM": "adapters:ImageTextAdapter",
         "vision-encoder-decoder/*": "adapters:ImageTextAdapter",
     },
     encoders=dict.fromkeys((*IMAGE_ENCODERS, "timm/*"), "adapters:ImageAdapter"),

@@ -1,4 +1,4 @@
-"""Adapters of captioning: public image encoders, from which captions are learnt, and networks that are whole."""
+"""Adapters of captioning: models of this toolkit, public image encoders, and public networks that are whole."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from mmattn.tasks.common.adapter import FREE, Adapter, CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.finetune import init_others
 from mmattn.tasks.common.image_text import read_image_text, with_image_size
-from mmattn.tasks.common.images import read_image_encoder
+from mmattn.tasks.common.images import read_image_encoder, with_side
 from mmattn.tasks.common.sources import Source
 
 # Keywords that do not affect the weights of public encoders.
 HEAD = ("embed_dim", "num_heads", "ffn_dim", "image_layers", "decoder", "decoder_layers", "tied_output", "pooling")
+
+
+class CaptionAdapter(Adapter):
+    """Reads models of this toolkit."""
+
+    def adapt(self, parts: CheckpointParts, processor: Any, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
+        return super().adapt(with_side(parts, processor.image), processor, sizes, seed)
 
 
 class ImageAdapter(Adapter):
@@ -27,7 +34,7 @@ class ImageAdapter(Adapter):
         free, inputs = (*FREE, *HEAD, "patch_size", "channels"), PublicInputs(encoder.image)
         return CheckpointParts(self, source.where, encoder.keywords, encoder.state, inputs, headless=True, free=free)
 
-    def adapt(self, parts: CheckpointParts, processor: Any, sizes: Any, seed: int) -> CheckpointParts:
+    def adapt(self, parts: CheckpointParts, processor: Any, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
         return super().adapt(init_others(parts, sizes, seed), processor, sizes, seed)
 
 
@@ -37,7 +44,7 @@ OWN = {"image_encoder": "vit", "decoder": "transformer", "pooling": "attention",
 
 
 class ImageTextAdapter(Adapter):
-    """Reads BLIP, and pairs of ViT or DeiT and BERT; they have no head for object labels."""
+    """Reads BLIP, GIT, and pairs of ViT or DeiT and BERT or GPT-2; they have no head for object labels."""
 
     network = "image_to_text"
 
@@ -51,7 +58,7 @@ class ImageTextAdapter(Adapter):
         return OWN | {NAMES.get(key, key): value for key, value in keywords.items()}
 
     def read_public(self, source: Source, **options: Any) -> CheckpointParts:
-        public = read_image_text(source, "BLIP, or ViT or DeiT with BERT or GPT-2")
+        public = read_image_text(source, "BLIP, GIT, or ViT or DeiT with BERT or GPT-2")
         if public.keywords.get("reads_question"):
             raise CheckpointError(f"{source.name}: expected a model of captions, found one that answers questions.")
         longest = public.writer.max_len

@@ -93,12 +93,12 @@ class CaptionDataset(SampleDataset[CaptionSample]):
             return "an image", "none"
         if self.require_labels and not sample.captions:
             return "at least one caption", "none"
-        for number, text in enumerate(sample.captions):
-            name = f"captions that are {{}} (caption {number} of {len(sample.captions)})"
+        for number, text in enumerate(sample.captions, start=1):
+            name = f"captions {{}} (caption {number} of {len(sample.captions)})"
             if not isinstance(text, str) or not text.strip():
-                return name.format("texts and not empty"), shorten(text)
+                return name.format("that are texts and not empty"), shorten(text)
             if is_broken(text):
-                return name.format("valid Unicode"), shorten(text)
+                return name.format("of valid Unicode"), shorten(text)
             if (words := len(text.split())) > MOST_WORDS:
                 return name.format(f"of at most {MOST_WORDS} words"), f"{words:,} words, {shorten(text, 40)}"
         return None

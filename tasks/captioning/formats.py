@@ -181,7 +181,9 @@ def _read_json(path: Path, split: str | None, finder: ImageFinder, require_capti
         return
     notes = content.get("annotations", [] if not require_captions else None)
     if not isinstance(notes, list) or any(isinstance(note, dict) and "caption" not in note for note in notes[:1]):
-        found = f"annotations with the keys {', '.join(notes[0])}" if notes else f"the keys {', '.join(content)}"
+        found = f"the keys {', '.join(content)}" if notes is None else shorten(notes)
+        if isinstance(notes, list):
+            found = f"annotations with the keys {', '.join(notes[0])}"
         raise DataError(str(path), "a list 'annotations' with an image_id and a caption each", found)
     yield from _coco(path, images, notes, finder, problems)
 

@@ -124,6 +124,10 @@ class CaptioningLossOptions(PairLossOptions):
         if self.objective == "self_critical" and others:
             given = ", ".join(f"loss.{name}" for name in others)
             raise ConfigError(f"{given}: expected 0 with loss.objective self_critical, whose loss has no such term.")
+        if self.objective != "self_critical" and self.draws != type(self).draws:
+            raise ConfigError(
+                f"loss.draws: expected loss.objective self_critical, which draws; found {self.objective}."
+            )
         check_range("loss.draws", self.draws, 1)
         for name in ("attention_supervision", "object_supervision", "doubly_stochastic"):
             check_range(f"loss.{name}", getattr(self, name), 0)
@@ -168,6 +172,12 @@ class CaptioningModule(WritingModule[CaptioningDataModule]):
         if self.loss.object_supervision and self.network is not None and self.start is not None:
             expected = f"expected 0, since {self.start.where} predicts no object labels"
             raise ConfigError(f"loss.object_supervision: {expected}; found {self.loss.object_supervision}.")
+        if self.loss.objective == "self_critical" and (self.start is None or self.start.headless):
+            found = "random weights" if self.start is None else f"{self.start.where}, an image encoder"
+            raise ConfigError(
+                "loss.objective self_critical: expected --init_from a model that writes captions, which this second "
+                f"stage improves; found {found}."
+            )
 
     def training_loss(self, batch: CaptionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         if self.loss.objective == "self_critical":

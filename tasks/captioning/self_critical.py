@@ -12,6 +12,10 @@ from mmattn.generate import Generated
 from mmattn.tasks.captioning.data import CaptionBatch
 from mmattn.tasks.common.seq2seq.model import decode_options
 
+# Captions are drawn from the distribution that the loss differentiates, whatever a public model's options are.
+PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+PLAIN |= {"presence_penalty": 0.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0}
+PLAIN |= {"num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0}
 Reward = Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[float]]  # captions, references of each: scores
 
 
@@ -37,7 +41,7 @@ def draw(
     """
 
     def write(**options: Any) -> tuple[Generated, Tensor]:
-        found = model.generate(*batch.inputs, decode_options(processor, None, num_beams=1, **options))
+        found = model.generate(*batch.inputs, decode_options(processor, None, **PLAIN, **options))
         texts = [processor.decode(ids) for image in found.tokens() for ids in image]
         n = options["num_return_sequences"]
         references = [given for given in batch.references for _ in range(n)]

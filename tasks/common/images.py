@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mmattn.data.errors import DataError
 from mmattn.data.files import some_below
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageProcessor
-from mmattn.data.image.public import PREPROCESSING, CenterCrop, FittedImages, make_image_processor, normalization
+from mmattn.data.image.public import (
+    PREPROCESSING,
+    CenterCrop,
+    FittedImages,
+    ShorterSide,
+    make_image_processor,
+    normalization,
+)
 from mmattn.data.readers import read_settings
+from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.finetune import read_network
 from mmattn.tasks.common.items import mapping_of, name_of
@@ -67,7 +76,7 @@ def resized(image: ImageProcessor, given: Mapping[str, Any]) -> ImageProcessor:
     """
     size, mode = given.get("image_size"), given.get("resize")
     config = image.config()
-    if isinstance(image, (CenterCrop, FittedImages)) and mode is not None:
+    if isinstance(image, (CenterCrop, FittedImages, ShorterSide)) and mode is not None:
         raise ConfigError(
             f"data.resize: expected none, since the public model's images are resized in its own way; found {mode!r}."
         )
@@ -80,8 +89,21 @@ def resized(image: ImageProcessor, given: Mapping[str, Any]) -> ImageProcessor:
             sides = (size, size) if isinstance(size, int) else size
             ratios = [whole / side for whole, side in zip(image.whole.size, image.size, strict=True)]
             config["scaled"] = [round(ratio * side) for ratio, side in zip(ratios, sides, strict=True)]
+        if isinstance(image, ShorterSide):
+            largest = size if isinstance(size, int) else max(size)
+            config["shorter"] = round(image.shorter / max(image.size) * largest)
         config["size"] = size
     return make_image_processor(config)
+
+
+def with_side(parts: CheckpointParts, image: ImageProcessor) -> CheckpointParts:
+    """The parts of a model of this toolkit for images of another size, on which its weights do not depend.
+
+    Args:
+        parts: The parts, with a keyword `image_size`.
+        image: Image processor of the new data.
+    """
+    return replace(parts, keywords=parts.keywords | {"image_size": image.size[0]})
 
 
 def claim_pngs(

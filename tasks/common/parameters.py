@@ -132,7 +132,10 @@ def freeze(model: nn.Module, which: str, pretrained: Collection[str]) -> list[nn
     if which == PRETRAINED:
         chosen = set(pretrained) & parameters.keys()
         if not chosen:
-            raise ConfigError("model.freeze: pretrained needs --init_from and layers that are new; found neither.")
+            raise ConfigError(
+                "model.freeze pretrained: expected layers that --init_from does not give, which are trained alone; "
+                "found none."
+            )
     else:
         known = {name for name, _ in model.named_modules()}
         paths = [path.strip() for path in which.split(",")]

@@ -14,7 +14,7 @@ from mmattn.backbones.recurrent_lm import RecurrentLM, RecurrentLMState
 from mmattn.generate import CachedState
 from mmattn.kernels import KVCache
 from mmattn.tasks.common.export import ExportError, export_model
-from mmattn.tasks.common.seq2seq.export import _Appending
+from mmattn.tasks.common.seq2seq.export import AppendingCache
 
 BATCH = Dim("batch", max=4096)
 
@@ -46,7 +46,7 @@ class LanguageProgram(nn.Module):
 
     def forward(self, ids: Tensor, keys: Tensor, values: Tensor) -> LanguageOutput:
         """Decode ids (B, L) long with keys, values (n, B, h_kv, T, d), T = 0 for a prompt."""
-        caches: list[Any] = [_Appending(k, v) for k, v in zip(keys, values, strict=True)]
+        caches: list[Any] = [AppendingCache(k, v) for k, v in zip(keys, values, strict=True)]
         state = CachedState(caches)
         state.length = keys.shape[3]
         logits = self.net.step(ids, state)
@@ -64,7 +64,7 @@ class RecurrentLanguageProgram(nn.Module):
         self, ids: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, cell: Tensor
     ) -> RecurrentLanguageOutput:
         """Decode ids (B, 1) long with keys, values (B, h, T, d) and the LSTMs' states (n, B, E)."""
-        cache = _Appending(keys, values)
+        cache = AppendingCache(keys, values)
         state = RecurrentLMState(hidden, cell, cache)
         state.length = keys.shape[2]
         logits = self.net.step(ids, state)

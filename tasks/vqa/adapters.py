@@ -14,7 +14,7 @@ from mmattn.tasks.common.checkpoint import PROCESSOR
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.finetune import init_missing, init_others, read_network, without
 from mmattn.tasks.common.image_text import read_image_text, read_inputs, with_image_size
-from mmattn.tasks.common.images import read_image_encoder
+from mmattn.tasks.common.images import read_image_encoder, with_side
 from mmattn.tasks.common.sources import Source
 from mmattn.tasks.common.text_encoder import read_text_encoder
 from mmattn.tasks.vqa.processor import NetworkProcessor, PublicInputs
@@ -45,6 +45,10 @@ class VQAAdapter(Adapter):
             processor=PublicInputs(image.processor.image, text.processor.tokenizer),
             free=(*FREE, *HEAD, "max_text_len"),
         )
+
+    def adapt(self, parts: CheckpointParts, processor: Any, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
+        parts = with_side(parts, processor.image) if self.network is None else parts
+        return super().adapt(parts, processor, sizes, seed)
 
 
 class EncoderAdapter(VQAAdapter):

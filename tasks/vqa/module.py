@@ -38,12 +38,12 @@ class VQADataModule(TaskDataModule[VQADataset, VQAProcessor]):
         image_root: Folder of the images, if they are not near the questions.
         image_size: Side of the square input image, in pixels; none: 64, or that of `init_from`.
         resize: Method of resizing to a square: squash, crop or pad; none: squash, or that of `init_from`.
-        tokenizer: Tokenizer of the questions: word, bpe or unigram; that of a public text encoder is kept.
-        vocab_size: Maximum size of the token vocabulary.
-        min_count: Minimum number of occurrences of a word in the training questions.
+        tokenizer: Tokenizer of the questions: word, bpe or unigram; none: word, or that of `init_from`, which is kept.
+        vocab_size: Maximum size of the token vocabulary; none: 10,000.
+        min_count: Minimum number of occurrences of a word in the training questions; none: 1.
         max_len: Maximum number of tokens of a question.
-        max_answers: Maximum size of the answer vocabulary.
-        min_answer_count: Minimum number of training questions with an answer.
+        max_answers: Maximum size of the answer vocabulary; none: 3,129. A model of this toolkit keeps its answers.
+        min_answer_count: Minimum number of training questions with an answer; none: 1.
         augment: Keywords of ImageAugment, for training images; none: no augmentation.
         preload: Decode each image once into memory, if that takes at most 2 GB.
         ablate: Input that is removed in training and evaluation, question or image: a baseline.
@@ -57,12 +57,12 @@ class VQADataModule(TaskDataModule[VQADataset, VQAProcessor]):
         image_root: str | None = None,
         image_size: int | None = None,
         resize: Literal["squash", "crop", "pad"] | None = None,
-        tokenizer: Literal["word", "bpe", "unigram"] = "word",
-        vocab_size: int = 10_000,
-        min_count: int = 1,
+        tokenizer: Literal["word", "bpe", "unigram"] | None = None,
+        vocab_size: int | None = None,
+        min_count: int | None = None,
         max_len: int = 32,
-        max_answers: int = 3129,
-        min_answer_count: int = 1,
+        max_answers: int | None = None,
+        min_answer_count: int | None = None,
         augment: dict[str, Any] | None = None,
         preload: bool = True,
         ablate: Literal["question", "image"] | None = None,

@@ -22,8 +22,9 @@ from mmattn.data.processor import Processor
 from mmattn.data.text.pretrained import load_tokenizer
 from mmattn.data.text.tokenizer import TextProcessor, TokenIds
 from mmattn.generate import GenerationConfig
+from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.images import resized
-from mmattn.tasks.common.seq2seq.processor import encode_targets
+from mmattn.tasks.common.seq2seq.processor import check_kept, encode_targets
 from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQASample, move_regions, other_image
 from mmattn.tasks.vqa.metrics import soft_scores
 
@@ -262,6 +263,18 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         covered = sum(self.covers(sample) for sample in labeled)
         return AnswerCoverage(len(labeled), covered, best / len(labeled) if labeled else 1.0)
 
+    def retarget(self, train: VQADataset, given: Mapping[str, Any]) -> Self:
+        """The same processor with the given size and resizing of images; tokenizer and answers are the model's.
+
+        Raises:
+            ConfigError: An option would change the tokenizer.
+        """
+        given = {key: value for key, value in given.items() if value is not None}
+        check_kept({"tokenizer": self.tokenizer.kind, "vocab_size": self.tokenizer.vocab_size}, given)
+        other = copy.copy(self)
+        other.image = resized(self.image, given)
+        return other
+
     def settings(self) -> dict[str, Any]:
         return {
             "image": self.image.config(),
@@ -301,8 +314,14 @@ class PublicInputs:
     tokenizer: TokenIds | None = None
 
     def retarget(self, train: VQADataset, given: Mapping[str, Any]) -> VQAProcessor:
-        """The processor of the data with these inputs; see `Processor.retarget`."""
+        """The processor of the data with these inputs; see `Processor.retarget`.
+
+        Raises:
+            ConfigError: An option would change the tokenizer, or how images are resized.
+        """
         given = {key: value for key, value in given.items() if value is not None}
+        if self.tokenizer is not None:
+            check_kept({"tokenizer": self.tokenizer.kind, "vocab_size": self.tokenizer.vocab_size}, given)
         fitted = VQAProcessor.fit(train, **given)
         if self.image is not None:
             fitted.image = resized(self.image, given)
@@ -320,15 +339,19 @@ class NetworkProcessor(VQAProcessor):
         """The same inputs, with the answers of the data unless the network knows all of these.
 
         Raises:
-            ConfigError: An option would change the tokenizer, or how images are resized.
+            ConfigError: An option would change the tokenizer, or how images are resized; or restricts the answers of a
+                model that writes them.
         """
-        other = copy.copy(self)
-        other.image = resized(self.image, given)
+        other = super().retarget(train, given)
         other.tokenizer = copy.copy(self.tokenizer)
         other.tokenizer.max_len = min(self.tokenizer.max_len, given.get("max_len") or self.tokenizer.max_len)
-        if self.writer is not None:
-            return other
         counted = {name: given[name] for name in ("max_answers", "min_answer_count") if given.get(name) is not None}
+        if self.writer is not None:
+            for name, value in counted.items():
+                raise ConfigError(
+                    f"data.{name}: expected none, since the model to fine-tune writes its answers; found {value}."
+                )
+            return other
         answers = VQAProcessor.fit(train, **counted).answers
         if not set(answers) <= set(self.answers):
             other.answers = answers

@@ -134,6 +134,11 @@ BAD: dict[str, tuple[str, str, str]] = {  # file, content, message
         json.dumps(coco() | {"annotations": [{"image_id": 0, "bbox": [1, 2, 3, 4]}]}),
         r"d\.json: expected a list 'annotations' with an image_id and a caption each, found .*bbox",
     ),
+    "JSON of other annotations": (
+        "d.json",
+        json.dumps(coco() | {"annotations": {"0": ["a dog"]}}),
+        r"d\.json: expected a list 'annotations' with an image_id and a caption each, found \{'0'",
+    ),
     "damaged line": (
         "results.csv",
         "image_name| comment_number| comment\na.jpg| 4   A dog .\n",

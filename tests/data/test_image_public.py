@@ -1,4 +1,4 @@
-"""Image processors and tokenizers of BLIP, ViT, DeiT and ViLT: folders of transformers give its inputs."""
+"""Image processors and tokenizers of BLIP, CLIP, ViT, DeiT and ViLT: folders of transformers give its inputs."""
 
 import json
 
@@ -9,7 +9,14 @@ from PIL import Image
 
 from mmattn.data.errors import DataError
 from mmattn.data.image.processor import ImageProcessor
-from mmattn.data.image.public import CenterCrop, FittedImages, normalization, read_image_processor
+from mmattn.data.image.public import (
+    CenterCrop,
+    FittedImages,
+    ShorterSide,
+    make_image_processor,
+    normalization,
+    read_image_processor,
+)
 from mmattn.data.text.pretrained import read_public
 from tests.conftest import refused
 
@@ -19,6 +26,7 @@ KINDS = {
     "Blip": {"size": {"height": 48, "width": 32}},
     "ViT": {"size": {"height": 40, "width": 24}, "resample": 2},
     "DeiT": {"size": {"height": 45, "width": 52}, "crop_size": {"height": 32, "width": 37}},
+    "CLIP": {"size": {"shortest_edge": 45}, "crop_size": {"height": 32, "width": 37}},
     "Vilt": {"size": {"shortest_edge": 50}, "size_divisor": 8},
 }
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "cat", "##s", "?", "é", "e"]
@@ -74,9 +82,11 @@ def test_config_makes_the_same_processor(images):
     for ours in (
         ImageProcessor((20, 30), resample="bicubic"),
         CenterCrop((20, 30), scaled=(31, 41)),
+        ShorterSide((20, 30), shorter=41),
         FittedImages(40, multiple=8),
     ):
-        again = type(ours).from_config(json.loads(json.dumps(ours.config())))
+        again = make_image_processor(json.loads(json.dumps(ours.config())))
+        assert type(again) is type(ours)
         assert np.array_equal(again.pixels(images[0])[0], ours.pixels(images[0])[0])
     assert "resample" not in ImageProcessor(20).config()  # as in earlier releases
 
@@ -87,6 +97,15 @@ def test_center_crop_window():
     image = np.zeros((40, 40, 3), dtype=np.uint8)
     image[10:30, 10:30] = 255
     assert crop.pixels(image)[0].min() == 255
+
+
+def test_window_of_the_shorter_side():
+    crop = ShorterSide((20, 30), shorter=40)
+    assert crop.window((100, 50)) == (25 / 80, 0.25, 55 / 80, 0.75)
+    image = np.zeros((40, 80, 3), dtype=np.uint8)
+    image[10:30, 25:55] = 255
+    assert crop.pixels(image)[0].min() == 255
+    refused("shorter: expected at least both sides", ShorterSide, 40, shorter=39)
 
 
 def test_fitted_images_stay_as_they_are():
@@ -101,9 +120,13 @@ def test_fitted_images_stay_as_they_are():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"image_processor_type": "OwlViTImageProcessor"}, r"expected image_processor_type of Blip, ViT, DeiT, Vilt"),
+        (
+            {"image_processor_type": "OwlViTImageProcessor"},
+            r"expected image_processor_type of Blip, ViT, DeiT, CLIP, Vilt",
+        ),
         ({}, "found none"),
         ({"image_processor_type": "ViTImageProcessor", "do_resize": False}, "do_resize: expected true, found false"),
+        ({"image_processor_type": "CLIPImageProcessor", "do_center_crop": False}, "do_center_crop: expected true"),
         (
             {"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 9}},
             "size: expected height and width, found shortest",

@@ -1,7 +1,8 @@
-"""Tiny random BLIP, ViLT and pairs of ViT and BERT in the layout of the Hugging Face hub, saved by transformers."""
+"""Tiny random BLIP, GIT, ViLT and pairs of ViT and BERT in the layout of the hub, saved by transformers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ def write(kind: str, folder: Path, **generation: Any) -> tuple[Any, Any]:
             **text, **VISION_ONLY, id2label=labels, label2id={}, modality_type_vocab_size=2
         )
         prepare = transformers.ViltImageProcessorPil(size={"shortest_edge": SIDE}, size_divisor=PATCH)
+    elif kind == "GitForCausalLM":
+        config = transformers.GitConfig(**text, vision_config=VISION, bos_token_id=CLS, eos_token_id=SEP)
+        sizes = {"size": {"shortest_edge": SIDE + 3}, "crop_size": {"height": SIDE, "width": SIDE}}
+        prepare = transformers.CLIPImageProcessorPil(**sizes)
     else:
         ids = {"bos_token_id": START, "sep_token_id": SEP, "eos_token_id": SEP}
         config = transformers.BlipConfig(text_config=text | ids, vision_config=VISION)
@@ -66,6 +71,33 @@ def write(kind: str, folder: Path, **generation: Any) -> tuple[Any, Any]:
     prepare.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model.eval(), (prepare, tokenizer)
+
+
+def run_onnx(path: Path, feed: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Runs a program by onnxruntime on those of the arrays or tensors that it names; returns its outputs by name."""
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    given = {value.name: np.asarray(feed[value.name]) for value in session.get_inputs()}
+    return dict(zip([value.name for value in session.get_outputs()], session.run(None, given), strict=True))
+
+
+def greedy_onnx(folder: Path, source: Mapping[str, Any], start: int, steps: int) -> list[list[int]]:
+    """The most probable tokens that `encoder.onnx` and `step.onnx` of a folder find for each row, end tokens included.
+
+    Args:
+        folder: Of the programs.
+        source: Inputs of the encoder by name.
+        start: The start token.
+        steps: Number of tokens.
+    """
+    feed = {**source, **run_onnx(folder / "encoder.onnx", source)}
+    n, rows, h, _, d = feed["memory_keys"].shape
+    feed["keys"] = feed["values"] = np.zeros((n, rows, h, 0, d), dtype=np.float32)
+    ids = [np.full(rows, start)]
+    for _ in range(steps):
+        found = run_onnx(folder / "step.onnx", feed | {"ids": ids[-1][:, None]})
+        feed |= {"keys": found["next_keys"], "values": found["next_values"]}
+        ids.append(found["logits"].argmax(-1))
+    return np.stack(ids[1:], axis=1).tolist()
 
 
 VISION_ONLY = {key: VISION[key] for key in ("image_size", "patch_size")}

@@ -158,6 +158,23 @@ def test_self_critical_training_raises_its_reward(decoder: str, draws: int) -> N
     assert sum(rewards[-10:]) / 10 > 3 * sum(rewards[:first]) / first + 2 * draws
 
 
+def test_captions_are_drawn_without_the_options_of_generation() -> None:
+    """The loss has the probabilities of plain sampling, which those of a public model would change."""
+    samples = make("train", 2)
+    processor = CaptionProcessor.fit(CaptionDataset(samples), image_size=32, max_target_len=8)
+    ids = {"decoder_start_token_id": processor.target.start_id, "eos_token_id": processor.target.eos_id}
+    others = {"top_k": 1, "min_length": 5, "repetition_penalty": 9.0, "num_beams": 4, "num_beam_groups": 2}
+    small: dict[str, Any] = {"embed_dim": 16, "num_heads": 2, "ffn_dim": 16, "decoder_layers": 1, "image_size": 32}
+    model = CaptioningModel(processor.target.vocab_size, **small).eval()
+    found = []
+    for options in ({}, others):
+        processor.options["generation"] = ids | options
+        torch.manual_seed(0)
+        batch = processor.collate(samples)
+        found.append(draw(model, batch, processor, lambda texts, _: [float(len(text)) for text in texts], 3))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_self_critical_fit(tmp_path: Path) -> None:
     first = fit(tmp_path / "first", "")
     options = f"--init_from {first / 'model'} --loss.objective self_critical"
@@ -166,6 +183,11 @@ def test_self_critical_fit(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one), "what is drawn depends on the seed alone"
     message = r"loss\.label_smoothing: expected 0 with loss\.objective self_critical"
     refused(message, fit, tmp_path / "x", f"{options} --loss.label_smoothing 0.1", BRIEF, error=ConfigError)
+    options = "--loss.objective self_critical"
+    refused(
+        "expected --init_from a model that writes captions.*random", fit, tmp_path / "x", options, error=ConfigError
+    )
+    refused(r"loss\.draws: expected loss\.objective", fit, tmp_path / "x", "--loss.draws 3", error=ConfigError)
 
 
 @pytest.mark.parametrize(

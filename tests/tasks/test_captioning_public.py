@@ -1,4 +1,4 @@
-"""Captioning by BLIP and pairs of ViT and BERT: texts of transformers, relevance, fine-tuning, export, mistakes."""
+"""Captioning by BLIP, GIT and pairs of ViT and BERT: transformers' texts, relevance, fine-tuning, export, mistakes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import torch
 from mmattn import load
 from mmattn.tasks.captioning.predict import CaptioningPredictor
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.seq2seq.model import decode_options
 from tests.conftest import refused
 from tests.tasks.public_folders import into_hub_cache
-from tests.tasks.public_images import SIDE, images, write
+from tests.tasks.public_images import SIDE, greedy_onnx, images, write
 from tests.tasks.runs import BRIEF, STILL, assert_kept, run, weights
 
-BLIP, PAIR = "BlipForConditionalGeneration", "VisionEncoderDecoderModel"
+BLIP, GIT, PAIR = "BlipForConditionalGeneration", "GitForCausalLM", "VisionEncoderDecoderModel"
+KINDS = (BLIP, GIT, PAIR)
 BASE = f"{BRIEF} --data.demo_size 6 --data.batch_size 3"
 WAYS: dict[str, dict[str, Any]] = {"greedy": {"max_new_tokens": 9}, "beams": {"num_beams": 3, "max_new_tokens": 7}}
 
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.parity
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any, Any]]:
     root = tmp_path_factory.mktemp("public")
-    return {kind: (root / kind, *write(kind, root / kind)) for kind in (BLIP, PAIR)}
+    return {kind: (root / kind, *write(kind, root / kind)) for kind in KINDS}
 
 
 def fit(folder: Path, options: str) -> Path:
@@ -34,7 +36,7 @@ def fit(folder: Path, options: str) -> Path:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", [BLIP, PAIR])
+@pytest.mark.parametrize("kind", KINDS)
 def test_captions_equal_transformers(kind: str, way: str, folders: Any) -> None:
     folder, model, (prepare, tokenizer) = folders[kind]
     predictor = load(folder, device="cpu")
@@ -67,17 +69,19 @@ def test_hub_name(folders: Any, offline: Path) -> None:
     assert found == expected
 
 
-def test_forced_beginning(folders: Any) -> None:
-    folder, model, (prepare, tokenizer) = folders[BLIP]
+@pytest.mark.parametrize("kind", [BLIP, GIT])
+def test_forced_beginning(kind: str, folders: Any) -> None:
+    folder, model, (prepare, tokenizer) = folders[kind]
     begun = load(folder, device="cpu").predict(images(), beginning="the large", max_new_tokens=6)
     given = tokenizer(["the large"] * 3, return_tensors="pt").input_ids
+    given = given if kind == BLIP else given[:, :-1]  # BLIP's model removes the end token
     with torch.no_grad():
         pixels = prepare(images(), return_tensors="pt")["pixel_values"]
         ids = model.generate(pixel_values=pixels, input_ids=given, max_new_tokens=6)
     assert [one.caption for one in begun] == tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("kind", [BLIP, PAIR])
+@pytest.mark.parametrize("kind", KINDS)
 def test_relevance_of_patches(kind: str, folders: Any, tmp_path: Path) -> None:
     predictor = load(folders[kind][0], device="cpu")
     found = predictor.explain_all(images(2), max_new_tokens=5)
@@ -93,14 +97,14 @@ def test_relevance_of_patches(kind: str, folders: Any, tmp_path: Path) -> None:
     found[0].save(tmp_path / "0.png")
 
 
-@pytest.mark.parametrize("kind", [BLIP, PAIR])
+@pytest.mark.parametrize("kind", [BLIP, PAIR, pytest.param(GIT, marks=pytest.mark.slow)])
 def test_fine_tuning(kind: str, folders: Any, tmp_path: Path) -> None:
     """Weights and words are kept; a run's model loads, evaluates and is the start of another."""
     source = folders[kind][0]
     folder = fit(tmp_path / "run", f"--init_from {source} {STILL} --loss.attention_supervision 1")
     before, after = load(source, "cpu"), load(folder / "model", "cpu")
     given = before.model.state_dict()
-    del given["net.text.output.tokens.weight"]  # which is that of the embeddings
+    given.pop("net.text.output.tokens.weight", None)  # which is that of the embeddings
     assert_kept(given, weights(folder))
     assert after.processor.image.config() == before.processor.image.config()
     assert after.predict(images(), max_new_tokens=6) == before.predict(images(), max_new_tokens=6)
@@ -112,15 +116,32 @@ def test_fine_tuning(kind: str, folders: Any, tmp_path: Path) -> None:
     assert len(predictor.predict(images())) == 3
 
 
-@pytest.mark.parametrize("kind", [BLIP, PAIR])
+@pytest.mark.parametrize("kind", KINDS)
 def test_export(kind: str, folders: Any, tmp_path: Path) -> None:
     lines = load(folders[kind][0], device="cpu").export(tmp_path, formats=("torch",))
     assert [line.split()[0].rsplit("/", 1)[1] for line in lines] == ["encoder.pt2", "step.pt2", "processor"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnx_writes_the_same_captions(kind: str, folders: Any, tmp_path: Path) -> None:
+    predictor = load(folders[kind][0], device="cpu")
+    predictor.export(tmp_path, formats=("onnx",))
+    processor = predictor.processor
+    batch = processor.collate([predictor.to_sample(image, 0) for image in images(2)])
+    config = decode_options(processor, None, num_beams=1, max_new_tokens=8)
+    expected = predictor.model.generate(batch.pixel_values, config)
+    assert config.start is not None
+    found = greedy_onnx(tmp_path, {"pixel_values": batch.pixel_values}, config.start, 8)
+    for own, ids, length in zip(found, expected.ids[:, 0].tolist(), expected.lengths[:, 0].tolist(), strict=True):
+        assert own[:length] == ids[:length]
+    assert int(expected.lengths.max()) > 3
+
+
 @pytest.mark.parametrize("precision", ["int8", "bfloat16"])
-def test_reduced_precision(precision: str, folders: Any) -> None:
-    found = load(folders[BLIP][0], device="cpu", precision=precision).predict(images(), max_new_tokens=5)
+@pytest.mark.parametrize("kind", [BLIP, GIT])
+def test_reduced_precision(kind: str, precision: str, folders: Any) -> None:
+    found = load(folders[kind][0], device="cpu", precision=precision).predict(images(), max_new_tokens=5)
     assert any(one.caption for one in found)
 
 

@@ -14,7 +14,7 @@ from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.sources import named_models
 from tests.conftest import refused
 from tests.tasks.public_folders import TARGETS, TEXTS, write
-from tests.tasks.runs import BRIEF, STILL, read, run, weights, write_lines
+from tests.tasks.runs import BRIEF, STILL, assert_kept, read, run, weights, write_lines
 
 SHIPPED = named_models("translation")["demo"]
 REFUSED = (ConfigError, CheckpointError)
@@ -141,3 +141,17 @@ def test_errors_of_low_rank_updates(tmp_path: Path) -> None:
     refused(message, fit, "translation", tmp_path / "b", SHIPPED, None, words, error=ConfigError)
     message = "model.lora.ranks: unknown option"
     refused(message, fit, "translation", tmp_path / "c", SHIPPED, None, "--model.lora.ranks 2", error=ConfigError)
+
+
+@pytest.mark.parametrize("task", ["captioning", "vqa"])
+def test_images_of_another_size(task: str, tmp_path: Path) -> None:
+    """A model of this toolkit takes them, and its grid is that of the new size."""
+    first = run("fit", tmp_path / "first", task=task)
+    base = f"{BRIEF} --data.demo_size 12 --data.batch_size 4"
+    options = f"--init_from {first / 'model'} --data.image_size 32 {STILL}"
+    folder = run("fit", tmp_path / "second", options, base=base, task=task)
+    predictor = mmattn.load(folder / "model", device="cpu")
+    assert predictor.processor.image.size == (32, 32)
+    assert read_config(folder / "model")["model"]["image_size"] == 32
+    assert predictor.model.grid_size == (4, 4), "half of that for 64 pixels"
+    assert_kept(weights(first), weights(folder))

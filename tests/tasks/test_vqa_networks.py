@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import mmattn
+from mmattn.generate import GenerationConfig
 from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.vqa.demo import make
 from mmattn.tasks.vqa.predict import VQAPredictor
 from tests.conftest import refused
-from tests.tasks.public_images import PATCH, SIDE, images, write
+from tests.tasks.public_images import PATCH, SIDE, greedy_onnx, images, run_onnx, write
 from tests.tasks.runs import BRIEF, STILL, assert_kept, read, run, weights
 
 VILT, BLIP = "ViltForQuestionAnswering", "BlipForQuestionAnswering"
@@ -146,6 +147,8 @@ def test_vilt_without_a_classifier(tmp_path: Path) -> None:
     write(VILT, tmp_path / "source")
     transformers.ViltModel.from_pretrained(tmp_path / "source").save_pretrained(tmp_path / "source")
     refused("expected a finished model", VQAPredictor.load, tmp_path / "source", error=CheckpointError)
+    options = f"--init_from {tmp_path / 'source'} --data.tokenizer bpe"
+    refused(r"data\.tokenizer: expected 'tokenizer\.json'", fit, tmp_path / "run", options, error=ConfigError)
     folder = fit(tmp_path / "run", f"--init_from {tmp_path / 'source'} {STILL}")
     assert mmattn.load(folder / "model", "cpu")(make("test", 1)[0]).answer
 
@@ -157,14 +160,49 @@ def test_export(kind: str, folders: Any, tmp_path: Path) -> None:
     assert [line.split()[0].rsplit("/", 1)[1] for line in lines] == [*names, "processor"]
 
 
+@pytest.mark.slow
+def test_onnx_gives_the_same_scores(folders: Any, tmp_path: Path) -> None:
+    """ViLT, for other numbers and lengths of questions than those of the export."""
+    predictor = mmattn.load(folders[VILT][0], device="cpu")
+    predictor.export(tmp_path, formats=("onnx",))
+    square = images()[2]
+    for questions in (QUESTIONS[1:2], [*QUESTIONS, "is it red ?"]):
+        given = [predictor.to_sample({"image": square, "question": question}, 0) for question in questions]
+        batch = predictor.processor.collate(given)
+        one_each = batch.pixel_values[batch.image_index]
+        feed = {"pixel_values": one_each, "input_ids": batch.input_ids, "key_mask": batch.key_mask}
+        with torch.no_grad():
+            expected = predictor.model(*batch.inputs).logits
+        found = run_onnx(tmp_path / "vqa.onnx", feed)
+        torch.testing.assert_close(torch.from_numpy(found["logits"]), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_onnx_writes_the_same_answers(folders: Any, tmp_path: Path) -> None:
+    predictor = mmattn.load(folders[BLIP][0], device="cpu")
+    predictor.export(tmp_path, formats=("onnx",))
+    batch = predictor.processor.collate([predictor.to_sample(item, 0) for item in items()])
+    config = GenerationConfig(**predictor.processor.options["generation"] | {"num_beams": 1, "max_new_tokens": 8})
+    expected = predictor.model.generate(*batch.inputs, config)
+    assert config.start is not None
+    source = {"pixel_values": batch.pixel_values[batch.image_index]}
+    source |= {"source_ids": batch.input_ids, "source_mask": batch.key_mask}
+    found = greedy_onnx(tmp_path, source, config.start, 8)
+    for own, ids, length in zip(found, expected.ids[:, 0].tolist(), expected.lengths[:, 0].tolist(), strict=True):
+        assert own[:length] == ids[:length]
+
+
 def test_mistakes(folders: Any, tmp_path: Path) -> None:
     source = folders[VILT][0]
     for options, message in (
         ("--data.resize pad", r"data\.resize: expected none"),
+        ("--data.tokenizer bpe", r"data\.tokenizer: expected 'tokenizer\.json', as in the model to fine-tune"),
         ("--loss.attention_supervision 1", r"loss\.attention_supervision: expected 0"),
         ("--model.fusion single_stream", r"model\.fusion"),
     ):
         refused(message, fit, tmp_path / "run", f"--init_from {source} {options}", error=(CheckpointError, ConfigError))
+    options, message = f"--init_from {folders[BLIP][0]} --data.max_answers 3", r"data\.max_answers: expected none"
+    refused(message, fit, tmp_path / "run", options, error=ConfigError)
     predictor = mmattn.load(source, device="cpu")
     refused("--num_beams: expected none", predictor.predict, items(), num_beams=3, error=ConfigError)
     write("BlipForConditionalGeneration", tmp_path / "captions")

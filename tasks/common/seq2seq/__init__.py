@@ -15,4 +15,5 @@ SEARCH = (  # options of their `predict` and `explain`
         bool,
     ),
     Option("beginning", "words with which each text begins"),
+    Option("no_repeat_ngram_size", "no sequence of this many tokens occurs twice in a text (default: no limit)", int),
 )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmattn.attention import CrossCache
+from mmattn.backbones.git import GitDecoder, PrefixState
 from mmattn.backbones.recurrent import RecurrentDecoder, RecurrentSeq2Seq, RecurrentState
 from mmattn.backbones.show_attend_tell import ShowAttendTell
 from mmattn.blocks import DecoderLayerCache
@@ -63,7 +64,7 @@ class RecurrentOutput(NamedTuple):
     cell: Tensor  # (n, B, H)
 
 
-class _Appending(KVCache):
+class AppendingCache(KVCache):
     """A cache without a branch for the empty state, on which a program must not depend."""
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,7 +112,7 @@ class StepProgram(Program):
         if memory is None:  # a placeholder, since its keys and values are given
             memory = memory_values[0].flatten(2)
         caches = [
-            DecoderLayerCache(_Appending(k, v), CrossCache(mk, mv))
+            DecoderLayerCache(AppendingCache(k, v), CrossCache(mk, mv))
             for k, v, mk, mv in zip(keys, values, memory_keys, memory_values, strict=True)
         ]
         state = CachedState(caches, memory, source_mask, extra)
@@ -119,6 +120,23 @@ class StepProgram(Program):
         logits = self.net.step(ids, state)
         own: list[Any] = [cache.self_attention for cache in caches]
         return StepOutput(logits, torch.stack([c.keys for c in own]), torch.stack([c.values for c in own]))
+
+
+class PrefixStepProgram(Program):
+    """The same of a GitDecoder, to which memory and cache are one sequence."""
+
+    def forward(
+        self, ids: Tensor, keys: Tensor, values: Tensor, memory_keys: Tensor, memory_values: Tensor
+    ) -> StepOutput:
+        """Decode ids (B, 1) long with keys, values (n, B, h, T, d)."""
+        prefix = memory_keys.shape[3]
+        joint = zip(torch.cat([memory_keys, keys], dim=3), torch.cat([memory_values, values], dim=3), strict=True)
+        caches: list[Any] = [AppendingCache(k, v) for k, v in joint]
+        state = PrefixState(caches, prefix)
+        state.length = keys.shape[3]
+        logits = self.net.step(ids, state)
+        own = [(cache.keys[:, :, prefix:], cache.values[:, :, prefix:]) for cache in caches]
+        return StepOutput(logits, torch.stack([k for k, _ in own]), torch.stack([v for _, v in own]))
 
 
 class RecurrentStepProgram(Program):
@@ -141,11 +159,13 @@ class RecurrentStepProgram(Program):
 
 def step_of(net: Any) -> Program:
     """The step program of a decoder."""
+    if isinstance(net, GitDecoder):
+        return PrefixStepProgram(net)
     return RecurrentStepProgram(net) if isinstance(net, RECURRENT) else StepProgram(net)
 
 
 def project(net: Any, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of a memory (B, S, E) in a decoder's cross-attention, stacked over layers for a transformer.
+    """Keys and values of a memory (B, S, E) in a decoder's attention to it, stacked over layers for a transformer.
 
     See `Memory`.
 
@@ -154,6 +174,10 @@ def project(net: Any, memory: Tensor) -> tuple[Tensor, Tensor]:
     """
     if isinstance(net, RECURRENT):
         return _keys_and_values(net.cross_attention, memory)
+    if isinstance(net, GitDecoder):
+        caches = net.start_from(memory).caches
+        _check_caches(net, caches)
+        return torch.stack([cache.keys for cache in caches]), torch.stack([cache.values for cache in caches])
     pairs = [_keys_and_values(layer.cross_attention, memory) for layer in net.decoder.layers]
     return torch.stack([keys for keys, _ in pairs]), torch.stack([values for _, values in pairs])
 
@@ -238,16 +262,24 @@ def _cache(net: Any, batch: int, past: int) -> dict[str, Tensor]:
     """Keys and values of `past` tokens, (n, B, h, past, d) each; empty for an LSTM, whose state the encoder returns."""
     if isinstance(net, RECURRENT):
         return {}
-    caches: list[Any] = [layer.self_attention.make_cache(batch) for layer in net.decoder.layers]
-    for cache, layer in zip(caches, net.decoder.layers, strict=True):
-        if type(cache) is not KVCache:
-            kind = layer.self_attention.kernel.kind
-            raise ExportError(f"attention kind {kind!r} keeps no keys and values: no export of its step.")
+    caches: list[Any] = [attention.make_cache(batch) for attention in _self_attentions(net)]
+    _check_caches(net, caches)
     seeded, found = torch.Generator().manual_seed(past), {}
     for name in ("keys", "values"):
         _, h, _, d = getattr(caches[0], name).shape
         found[name] = torch.randn(len(caches), batch, h, past, d, generator=seeded)
     return found
+
+
+def _self_attentions(net: Any) -> list[Any]:
+    return [layer.attention if isinstance(net, GitDecoder) else layer.self_attention for layer in net.decoder.layers]
+
+
+def _check_caches(net: Any, caches: Sequence[Any]) -> None:
+    for cache, attention in zip(caches, _self_attentions(net), strict=True):
+        if type(cache) is not KVCache:
+            kind = attention.kernel.kind
+            raise ExportError(f"attention kind {kind!r} keeps no keys and values: no export of its step.")
 
 
 def _free(examples: Sequence[Tensor], dimensions: Mapping[tuple[int, ...], Any], length: Any) -> dict[int, Any]:
