@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -231,6 +231,17 @@ class Rotary(nn.Module):
         """
         cos, sin = self._angles(q, offset)
         return _rotate(q, cos, sin), _rotate(k, cos, sin)
+
+    def turn(self, x: Tensor, offset: int) -> Callable[[Tensor], Tensor]:
+        """Returns the rotation of queries and keys (B, h, 1, d) of one new token, for several layers.
+
+        Args:
+            x: A tensor of their type and device, (B, 1, ...).
+            offset: Number of tokens in the cache.
+        """
+        cos, sin = self._angles(x, offset)  # (1, d/2) both
+        half, cos, sin = cos.shape[-1], torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        return lambda heads: torch.addcmul(heads * cos, heads.roll(half, -1), sin)
 
     def rates(self, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Returns the angle per token of each pair of channels: (d/2,)."""
