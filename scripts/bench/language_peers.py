@@ -22,8 +22,7 @@ from torch import Tensor
 Search = Callable[[Tensor, int], list[list[int]]]  # prompts (B, P) and number of new tokens -> the new ids
 NEEDS = {"CTranslate2": ("ctranslate2",), "llama.cpp": ("gguf", "llama_cpp")}
 PACKAGES = {"ctranslate2": "ctranslate2", "gguf": "gguf", "llama_cpp": "llama-cpp-python"}
-ROWS, TOKENS = 8, 640  # most prompts of a search, and tokens of each with its prompt
-CHUNK = 512  # tokens of a prompt that llama.cpp reads at a time, its default
+CHUNK = 512  # tokens that llama.cpp reads at a time, its default
 
 
 def missing(engine: str) -> str | None:
@@ -192,16 +191,28 @@ def _open_llama_cpp(path: Path, kind: str) -> Search:
     model = cpp.llama_model_load_from_file(str(path).encode(), cpp.llama_model_default_params())
     if not model:
         raise RuntimeError(f"llama.cpp cannot read {path.name}")
-    options = cpp.llama_context_default_params()
-    options.n_ctx, options.n_seq_max, options.n_batch, options.n_ubatch = ROWS * TOKENS, ROWS, ROWS * CHUNK, CHUNK
-    options.n_threads = options.n_threads_batch = torch.get_num_threads()
-    context = cpp.llama_init_from_model(model, options)
-    if not context:
-        raise RuntimeError(f"llama.cpp cannot compute {path.name}")
     size = cpp.llama_vocab_n_tokens(cpp.llama_model_get_vocab(model))
-    batch = cpp.llama_batch_init(ROWS * CHUNK, 0, 1)
+    made: dict[tuple[int, int], Any] = {}  # the context of the last number of texts, and tokens of each
 
-    def decode(rows: list[list[int]], first: int) -> list[int]:
+    def context_of(rows: int, tokens: int) -> Any:
+        if (rows, tokens) not in made:
+            for context, batch in made.values():
+                cpp.llama_batch_free(batch)
+                cpp.llama_free(context)
+            made.clear()
+            options = cpp.llama_context_default_params()
+            options.n_ctx, options.n_seq_max, options.n_ubatch = rows * tokens, rows, CHUNK
+            options.n_batch = max(rows * tokens, CHUNK)
+            options.n_threads = options.n_threads_batch = torch.get_num_threads()
+            if kind == "F32":
+                options.type_k = options.type_v = cpp.GGML_TYPE_F32  # as the others; else float16
+            context = cpp.llama_init_from_model(model, options)
+            if not context:
+                raise RuntimeError(f"llama.cpp cannot compute {path.name}")
+            made[rows, tokens] = context, cpp.llama_batch_init(rows * tokens, 0, 1)
+        return made[rows, tokens]
+
+    def decode(context: Any, batch: Any, rows: list[list[int]], first: int) -> list[int]:
         """Reads the next tokens of each row, from position first on; returns the most probable that follows."""
         count, last = 0, []
         for number, row in enumerate(rows):
@@ -218,14 +229,15 @@ def _open_llama_cpp(path: Path, kind: str) -> Search:
         return [int(row.argmax()) for row in logits]
 
     def run(prompts: Tensor, new: int) -> list[list[int]]:
+        context, batch = context_of(len(prompts), prompts.shape[1] + new)
         cpp.llama_memory_clear(cpp.llama_get_memory(context), False)
-        tokens = decode(prompts.tolist(), 0)
+        tokens = decode(context, batch, prompts.tolist(), 0)
         found = [[token] for token in tokens]
         for place in range(prompts.shape[1], prompts.shape[1] + new - 1):
-            tokens = decode([[token] for token in tokens], place)
+            tokens = decode(context, batch, [[token] for token in tokens], place)
             for row, token in zip(found, tokens, strict=True):
                 row.append(token)
         return found
 
-    run.kept = (silent, model, context)  # type: ignore[attr-defined]
+    run.kept = silent  # type: ignore[attr-defined]  # llama.cpp calls it
     return run
