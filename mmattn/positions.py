@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -180,6 +180,9 @@ class GridPositions(nn.Module):
         return x + nn.functional.interpolate(self.weight, size=(h, w), mode="bilinear", align_corners=False)
 
 
+ENDS = ("beta_fast", "beta_slow")
+
+
 class Rotary(nn.Module):
     """Rotates pairs of q and k channels by an angle proportional to the position, so that scores depend on offsets.
 
@@ -191,7 +194,9 @@ class Rotary(nn.Module):
         scaling: How the rates are lowered for texts longer than those of training: {"kind": "linear", "factor": f}
             divides all of them by f (Chen et al. 2023); {"kind": "llama3", "factor": f, "low_freq_factor": l,
             "high_freq_factor": h, "original_max_len": n} only those with less than h turns within n tokens, and in
-            full those with less than l (Llama 3.1). None = unchanged.
+            full those with less than l (Llama 3.1); {"kind": "yarn", "factor": f, "beta_fast": b, "beta_slow": a,
+            "original_max_len": n, "attention_factor": t} likewise, for b and a turns and by the channel, and multiplies
+            queries and keys by t (Peng et al. 2023, sections 3.2 to 3.4). None = unchanged.
 
     Raises:
         ValueError: An odd head_dim, or an unknown scaling.
@@ -200,6 +205,7 @@ class Rotary(nn.Module):
     SCALINGS: ClassVar[dict[str, tuple[str, ...]]] = {
         "linear": ("factor",),
         "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_len"),
+        "yarn": ("factor", "beta_fast", "beta_slow", "original_max_len", "attention_factor"),
     }
 
     def __init__(self, head_dim: int, *, base: float = 10000.0, scaling: Mapping[str, Any] | None = None) -> None:
@@ -232,6 +238,17 @@ class Rotary(nn.Module):
         cos, sin = self._angles(q, offset)
         return _rotate(q, cos, sin), _rotate(k, cos, sin)
 
+    def turn(self, x: Tensor, offset: int) -> Callable[[Tensor], Tensor]:
+        """Returns the rotation of queries and keys (B, h, 1, d) of one new token, for several layers.
+
+        Args:
+            x: A tensor of their type and device, (B, 1, ...).
+            offset: Number of tokens in the cache.
+        """
+        cos, sin = self._angles(x, offset)  # (1, d/2) both
+        half, cos, sin = cos.shape[-1], torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        return lambda heads: torch.addcmul(heads * cos, heads.roll(half, -1), sin)
+
     def rates(self, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Returns the angle per token of each pair of channels: (d/2,)."""
         half = self.head_dim // 2
@@ -241,6 +258,13 @@ class Rotary(nn.Module):
         lowered = rates / self.scaling["factor"]
         if self.scaling["kind"] == "linear":
             return lowered
+        if self.scaling["kind"] == "yarn":
+            # The channel of a number of turns within n tokens; between the two the rates are interpolated.
+            ends = [self.scaling["original_max_len"] / (self.scaling[name] * 2 * math.pi) for name in ENDS]
+            first, last = (half * math.log(end) / math.log(self.base) for end in ends)
+            first, last = max(math.floor(first), 0), min(math.ceil(last), self.head_dim - 1)
+            ramp = (torch.arange(half, device=device, dtype=dtype) - first) / (last - first or 1e-3)
+            return rates + ramp.clamp(0, 1) * (lowered - rates)
         turns = self.scaling["original_max_len"] * rates / (2 * math.pi)
         low, high = self.scaling["low_freq_factor"], self.scaling["high_freq_factor"]
         kept = ((turns - low) / (high - low)).clamp(0, 1)  # between the two the rates are interpolated
@@ -257,7 +281,8 @@ class Rotary(nn.Module):
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32  # half precision cannot count past 256
         positions = (torch.arange(L, device=q.device) + offset).to(wide)
         angles = positions[:, None] * self.rates(q.device, wide)  # (L, d/2)
-        found = angles.cos().to(q.dtype), angles.sin().to(q.dtype)
+        size = 1.0 if self.scaling is None else self.scaling.get("attention_factor", 1.0)
+        found = (size * angles.cos()).to(q.dtype), (size * angles.sin()).to(q.dtype)
         if place is not None:
             self._last = place, found
         return found

@@ -17,6 +17,7 @@ from ..kernels.base import ExplicitKernel
 from ..masks import Mask
 from ..positions import LearnedPositions, Rotary, SinusoidalPositions
 from ..relative import RelativeAttention
+from .causal_step import can_flatten, flatten
 
 POSITIONS = ("rotary", "learned", "sinusoidal", "relative", "none")
 # Kernels whose scores depend on the distance of rotary positions alone; others see padding at the left as a shift.
@@ -314,6 +315,10 @@ class CausalLM(CausalModel):
 
     def advance(self, ids: Tensor, state: CachedState) -> Tensor:
         """Maps new ids (N, L) to their states (N, L, E)."""
-        x = self.decoder(self.embed(ids, state.offset), state.mask(ids.shape[1]), state.caches)
+        x, flat = self.embed(ids, state.offset), None
+        if can_flatten(ids):
+            state.plan = state.plan or [flatten(self.decoder, state.caches)]
+            flat = state.plan[0]
+        x = self.decoder(x, state.mask(ids.shape[1]), state.caches) if flat is None else flat.step(x, state)
         state.length += ids.shape[1]
         return x

@@ -42,6 +42,7 @@ class CachedState:
         self.beams = 1  # rows per sentence
         self.length = 0  # tokens per row so far, padding included
         self.prompt_mask = prompt_mask
+        self.plan: list[Any] = []  # what a model prepares for its steps
         self.shared = all(isinstance(c, DecoderLayerCache) and c.cross_attention.state is None for c in caches)
 
     @property

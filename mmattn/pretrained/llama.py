@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,13 @@ SCALINGS = {  # names of the options of `mmattn.Rotary` for each rope_type
         "low_freq_factor": "low_freq_factor",
         "high_freq_factor": "high_freq_factor",
         "original_max_position_embeddings": "original_max_len",
+    },
+    "yarn": {
+        "factor": "factor",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "original_max_position_embeddings": "original_max_len",
+        "attention_factor": "attention_factor",
     },
 }
 
@@ -134,5 +142,28 @@ def _rotary(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"config.json has rope_type={kind!r}; supported are default, {', '.join(SCALINGS)}")
     longest = config.get("max_position_embeddings")
     values = {"original_max_position_embeddings": longest, **given}
+    if kind == "yarn":
+        values |= _yarn(values, longest)
     scaling = {ours: float(values[theirs]) for theirs, ours in SCALINGS[kind].items()}
     return {"rotary_base": float(base), "rotary_scaling": {"kind": kind, **scaling}}
+
+
+def _yarn(given: Mapping[str, Any], longest: Any) -> dict[str, Any]:
+    """What a configuration of YaRN leaves out, as transformers completes it.
+
+    Raises:
+        ValueError: An option that is not supported.
+    """
+    if not given.get("truncate", True):
+        raise ValueError("config.json has truncate=False of rope_type 'yarn'; only True is supported")
+    factor = given.get("factor") or longest / given["original_max_position_embeddings"]
+
+    def size(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    scales = [given.get("mscale"), given.get("mscale_all_dim")]
+    attention = given.get("attention_factor")
+    if attention is None:
+        attention = size(scales[0]) / size(scales[1]) if all(scales) else size(1.0)
+    betas = {"beta_fast": given.get("beta_fast") or 32, "beta_slow": given.get("beta_slow") or 1}
+    return {"factor": factor, "attention_factor": attention, **betas}

@@ -80,10 +80,17 @@ def peak_memory(run: Run) -> int:
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # return freed blocks, which would be reused by the run unnoticed
-    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
-    before = _status("VmRSS")
+    before = resident_memory(reset=True)[0]
     run()
-    return max(_status("VmHWM") - before, 0)
+    return max(resident_memory()[1] - before, 0)
+
+
+def resident_memory(reset: bool = False) -> tuple[int, int]:
+    """Resident memory of this process in bytes, and its peak since the last `reset` (Linux)."""
+    found = _status("VmRSS"), _status("VmHWM")
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
+    return found
 
 
 def _status(key: str) -> int:

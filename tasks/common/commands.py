@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import mimetypes
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 from mmattn.data.errors import DataError, UserError, is_user_error
 from mmattn.data.files import files_below
-from mmattn.data.readers import is_json_lines
+from mmattn.data.readers import TABLES, is_json_lines
 from mmattn.tasks.common.cards import summary
 from mmattn.tasks.common.errors import require
 from mmattn.tasks.common.files import atomic_write, is_special
@@ -24,6 +25,7 @@ from mmattn.tasks.common.sources import find_model, named_models
 from mmattn.tasks.common.task import DEMO, Option, Task
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")  # modules that an export to ONNX needs
+SUFFIXES = (".conll", ".conllu", ".txt", ".md")  # of files, besides those of `mimetypes`
 NOT_PNG = (".jpg", ".jpeg", ".svg", ".pdf", ".gif", ".webp")  # refused by `explain`, which writes PNG
 
 
@@ -159,20 +161,26 @@ def _bare_items(
 ) -> Sequence[Any]:
     """The items of words without an option's name: texts, for tasks that have any, and paths.
 
-    A text has spaces and is no path. If it belongs to a path, as a question to an image, each is asked of every path.
-    With several paths the ids of their items begin with them.
+    A text has spaces and is no path; of tasks whose items are texts, it is whatever neither exists nor looks like a
+    path. If it belongs to a path, as a question to an image, each is asked of every path. With several paths the ids of
+    their items begin with them.
     """
     first, *others = _fields(task, options)
     text = next((option.name for option in (first, *others) if option.bare), "")
-    texts = [word for word in options.paths if text and " " in word and not os.path.exists(word)]
+    is_text = text == first.name
+    texts = [
+        word
+        for word in options.paths
+        if text and not os.path.exists(word) and (" " in word or (is_text and not _looks_like_path(word)))
+    ]
     paths = [word for word in options.paths if word not in texts]
     missing = next((path for path in paths if path not in (DEMO, "-") and not os.path.exists(path)), None)
     if missing is not None:
-        there = f"a file or folder; a text of one word is given by --{text}" if text else "a file or folder"
+        there = f"a file or folder; a text that looks like a path is given by --{text}" if text else "a file or folder"
         raise DataError(missing, there, "no such file")
     items: list[Any] = []
     shared = [dict(given)]
-    if text == first.name:
+    if is_text:
         items = [{"id": str(number), **given, text: word} for number, word in enumerate(texts, start=1)]
     elif texts:
         if not paths:
@@ -183,6 +191,13 @@ def _bare_items(
             found = _opened(predictor, path, options.on_error, fields)
             items += found if len(paths) == 1 else [_named(path, item) for item in found]
     return items
+
+
+def _looks_like_path(word: str) -> bool:
+    """Whether a word names a file: "demo", standard input, one with a separator or the suffix of a known format."""
+    if word in (DEMO, "-") or "/" in word or os.sep in word:
+        return True
+    return Path(word).suffix.lower() in {*TABLES, *SUFFIXES} or mimetypes.guess_type(word)[0] is not None
 
 
 def _named(path: str, item: Any) -> Any:

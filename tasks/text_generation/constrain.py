@@ -43,6 +43,11 @@ def cut_at(text: str, stops: Sequence[str]) -> str:
     return text[: min(places)] if places else text
 
 
+def overlap(text: str, stop: str) -> int:
+    """Returns the length of the longest end of a text that begins a stop string."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+
+
 class Pattern:
     """A constraint on the next token, by which each text matches a regular expression (Willard and Louf 2023).
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
-from mmattn.data.batching import BatchPlan
+from mmattn.data.batching import BatchPlan, Item
 from mmattn.positions import LearnedPositions
 from mmattn.tasks.common.chance import Chance
 from mmattn.tasks.common.datamodule import Split, TaskDataModule
@@ -47,6 +48,29 @@ class StreamBatchSampler(BatchPlan):
         return [list(range(first, first + self.rows)) for first in range(0, self.total, self.rows)]
 
 
+class InOrder(BatchPlan):
+    """Evaluation of blocks one by one, each with the state of the one before: by the first process alone.
+
+    The others get repeated samples, which do not count.
+
+    Args:
+        total: Number of blocks.
+        rank: Rank of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, total: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(rank, world_size)
+        self.total = total
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for index in range(self.total):
+            yield [Item(index, self.epoch, self.rank > 0)]
+
+
 class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcessor]):
     """Documents, or instructions.
 
@@ -58,7 +82,8 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
         min_count: Minimum number of occurrences of a character or word; none: 1.
         block_size: Number of tokens that the model reads at once; none: 256, or that of `init_from`.
         eval_context: Number of tokens before those of each block on which it is measured; evaluation then takes
-            block_size / (block_size - eval_context) times as long, and the loss is that of long contexts.
+            block_size / (block_size - eval_context) times as long, and the loss is that of long contexts. Models that
+            read in order (memory_len, lstm) carry their state from block to block instead.
         cross_documents: Whether attention crosses the ends of the documents that are packed into a block.
         ablate: Train and evaluate without the tokens before ("context"): a baseline, the tokens' frequencies.
     """
@@ -109,9 +134,10 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
         size, streams, context = self.processor.max_len, None, 0
         if split == "train":
             streams = self.batch_size * self._ranks()["world_size"] if self.in_order else None
+        elif self.in_order:
+            streams = 1  # one text from beginning to end, as the perplexity of the Penn Treebank is published
         elif self.eval_context:
             context = self.eval_context
-            size = size + context if self.in_order else size
             if context >= size:
                 raise ConfigError(f"data.eval_context: expected fewer than the block's {size} tokens, found {context}.")
         corpus = self.processor.encode_corpus(dataset)
@@ -130,6 +156,9 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
         if not self.in_order:
             return super().train_plan(dataset)
         return StreamBatchSampler(len(dataset), self.batch_size, **self._ranks())
+
+    def eval_plan(self, dataset: TextDataset) -> BatchPlan:
+        return InOrder(len(dataset), **self._ranks()) if self.in_order else super().eval_plan(dataset)
 
     def num_samples(self, dataset: TextDataset) -> int:
         """Number of blocks, estimated, or of instructions."""
@@ -157,7 +186,8 @@ class TextGenerationModule(TaskModule[TextGenerationDataModule]):
     def connect(self, data: TextGenerationDataModule) -> None:
         keywords = self.keywords
         data.in_order = keywords.get("decoder") == "lstm" or bool(keywords.get("memory_len"))
-        self._carried: list[Tensor] | None = None
+        self._carried: list[Tensor] | None = None  # in training
+        self._read: list[Tensor] | None = None  # in evaluation
 
     def check_processor(self, processor: TextGenerationProcessor) -> None:
         positions = getattr(self.model.net, "positions", None)
@@ -168,30 +198,37 @@ class TextGenerationModule(TaskModule[TextGenerationDataModule]):
             )
 
     def training_loss(self, batch: TextBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        states = self._states(batch)
+        states, self._carried = self._states(batch, self._carried)
         return token_loss(self.model.net, states, batch.labels, batch.label_mask, self.loss.label_smoothing), {}
 
-    def _states(self, batch: TextBatch) -> Tensor:
+    def _states(self, batch: TextBatch, before: list[Tensor] | None) -> tuple[Tensor, list[Tensor] | None]:
+        """The states (B, L, E) of a batch, and what a model that carries it has for the next one."""
         net = self.model.net
-        states: Tensor
-        if self.data.in_order and self.training and carries(self.model):
-            # A checkpoint's are on the CPU.
-            carried = None if self._carried is None else [part.to(batch.input_ids.device) for part in self._carried]
-            states, self._carried = net.segment(batch.input_ids, carried)
-            return states
+        if self.data.in_order and carries(self.model):
+            if before is not None:
+                before = [part.to(batch.input_ids.device) for part in before]  # a checkpoint's are on the CPU
+            found: tuple[Tensor, list[Tensor]] = net.segment(batch.input_ids, before)
+            return found
         try:
-            states = net.states(batch.input_ids, batch.key_mask, batch.documents)
+            return net.states(batch.input_ids, batch.key_mask, batch.documents), None
         except ValueError as error:
             if batch.documents is None:
                 raise
             cross = "--data.cross_documents true lets attention cross the ends of documents"
             raise ConfigError(f"{error}; {cross}.") from None
-        return states
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()  # an epoch begins with the corpus, unless it is resumed within
         if self.data._resume["batches"] == 0 or self.data._resume["epoch"] != self.current_epoch:
             self._carried = None
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._read = None
+
+    def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
+        self._read = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -215,7 +252,8 @@ class TextGenerationModule(TaskModule[TextGenerationDataModule]):
         super()._log_metrics(split)
 
     def update_metric(self, metric: Any, batch: TextBatch) -> None:
-        metric.update(*token_losses(self.model.net, self._states(batch), batch.labels, batch.label_mask))
+        states, self._read = self._states(batch, self._read)
+        metric.update(*token_losses(self.model.net, states, batch.labels, batch.label_mask))
 
     def chance(self) -> Chance | None:
         train, val = (self.data.dataset(split).samples for split in ("train", "val"))  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError, is_broken, shorten
-from mmattn.data.text.language import token_bytes
+from mmattn.data.text.language import LanguageTokens, token_bytes
 from mmattn.generate import GenerationConfig
 from mmattn.generate.search import ShouldStop
 from mmattn.generate.speculative import can_rewind, draft, lookup, speculate
@@ -21,13 +21,14 @@ from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.items import mapping_of, name_of
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.text_generation.chat import render
-from mmattn.tasks.text_generation.constrain import Pattern, cut_at, stopping
+from mmattn.tasks.text_generation.constrain import Pattern, cut_at, overlap, stopping
 from mmattn.tasks.text_generation.corpus import Block
 from mmattn.tasks.text_generation.data import TextBatch, TextDataset, TextSample
 from mmattn.tasks.text_generation.explain import TextGenerationExplanation, explained
 from mmattn.tasks.text_generation.options import CUT, Wanted
 
 Item = Any  # a prompt, or a mapping with prompt, or with messages
+SHOWN = 10  # unknown characters or words that are named
 BEFORE = 8  # tokens of the prompt with which a continuation is decoded, for the spaces between words
 
 
@@ -41,6 +42,7 @@ class TextGenerationPrediction:
     score: float | None  # mean log-probability of its tokens, the end included; None by speculative decoding
     tokens: int  # number of generated tokens
     tokens_cut: int = 0  # tokens at the beginning of the prompt that were not read
+    unknown: list[str] = field(default_factory=list)  # characters or words of the prompt that were read as [UNK]
 
 
 @dataclass
@@ -52,6 +54,7 @@ class _Written:
     count: int = 0  # tokens, the end included
     log_p: float | None = 0.0
     cut: int = 0
+    unknown: list[str] = field(default_factory=list)
     is_done: bool = False
 
     def add(
@@ -77,6 +80,8 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
     lookahead = 4
     draft_model: Any = None  # for speculative decoding
     cut = 0  # prompts that were not read in full
+    with_unknown = 0  # prompts with what the tokenizer does not know
+    unknown: tuple[str, ...] = ()  # the first of it
 
     @classmethod
     def load(
@@ -211,8 +216,8 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         for sample, row in zip(samples, rows, strict=True):
             text = cut_at(self._restore(row.ids, row.prompt), wanted.stops)
             score = None if row.log_p is None else row.log_p / max(row.count, 1)
-            self.cut += row.cut > 0
-            found.append(TextGenerationPrediction(sample.id, sample.prompt, text, score, len(row.ids), row.cut))
+            about = (len(row.ids), row.cut, row.unknown)
+            found.append(TextGenerationPrediction(sample.id, sample.prompt, text, score, *about))
         return found
 
     def can_stream(self, options: Mapping[str, Any]) -> bool:
@@ -242,7 +247,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
                 text = cut_at(whole, wanted.stops)
                 if text != whole:
                     row.is_done = True
-                held = 0 if row.is_done else max([0, *(_overlap(text, stop) for stop in wanted.stops)])
+                held = 0 if row.is_done else max([0, *(overlap(text, stop) for stop in wanted.stops)])
                 end = len(text) - held
                 if end > shown and not text.endswith("\ufffd"):  # a character may have several tokens
                     yield text[shown:end]
@@ -252,12 +257,21 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
             yield text[shown:]
 
     def remark(self) -> str:
-        if not self.cut:
-            return ""
-        return (
-            f"{self.cut} of the prompts are longer than the {self.processor.max_len} tokens that the model reads, and "
-            f"their beginnings were left out (--on_long refuse makes that an error)."
-        )
+        said = []
+        if self.cut:
+            said.append(
+                f"{self.cut} of the prompts are longer than the {self.processor.max_len} tokens that the model reads, "
+                f"and their beginnings were left out (--on_long refuse makes that an error)."
+            )
+        if self.with_unknown:
+            parts = "words" if self.processor.tokenizer.kind == "word" else "characters"
+            names = ", ".join(map(repr, self.unknown[:SHOWN])) + (", ..." if len(self.unknown) > SHOWN else "")
+            has = "has" if self.with_unknown == 1 else "have"
+            said.append(
+                f"{self.with_unknown} of the prompts {has} {parts} that the model does not know and reads as [UNK]: "
+                f"{names}."
+            )
+        return "\n".join(said)
 
     @cached_property
     def _token_bytes(self) -> dict[int, bytes]:
@@ -279,13 +293,24 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         """
         prompt = self.chat(sample.prompt) if wanted.chat and not sample.is_whole else sample.prompt
         ids = self.processor.prompt_ids(prompt, is_whole=wanted.chat or sample.is_whole)
-        most = self.processor.max_len
+        most, unknown = self.processor.max_len, self._unknown(prompt)
         if len(ids) <= most:
-            return _Written(ids)
+            return _Written(ids, unknown=unknown)
         if wanted.on_long != CUT:
             raise DataError(f"item {sample.id}", f"a prompt of at most {most} tokens", f"one of {len(ids)}")
         kept = max(1, most - min(wanted.new_tokens, most // 2))
-        return _Written(ids[-kept:], cut=len(ids) - kept)
+        self.cut += 1
+        return _Written(ids[-kept:], cut=len(ids) - kept, unknown=unknown)
+
+    def _unknown(self, prompt: str) -> list[str]:
+        """The characters or words of a prompt without a token of their own, which are counted for `remark`."""
+        tokenizer = self.processor.tokenizer
+        if not isinstance(tokenizer, LanguageTokens) or tokenizer.kind not in ("character", "word"):
+            return []  # bytes and byte-level pieces know every text; public tokenizers have their own ways
+        found = tokenizer.unknown_words(prompt)
+        self.with_unknown += bool(found)
+        self.unknown = tuple(dict.fromkeys((*self.unknown, *found)))[: SHOWN + 1]
+        return found
 
     def _rounds(
         self, rows: Sequence[_Written], wanted: Wanted
@@ -379,11 +404,6 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         from mmattn.tasks.text_generation.export import export_language_model
 
         return export_language_model(self.model.net, self.task, folder, formats)
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of a text that begins a stop string."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
 
 
 load = TextGenerationPredictor.load

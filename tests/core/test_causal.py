@@ -117,6 +117,14 @@ def test_rotary_scaling() -> None:
     assert found[0] == 1.0
     torch.testing.assert_close(found[-1], torch.tensor(1 / 8))
     refused("rotary scaling: expected a kind, linear with factor", Rotary, 8, scaling={"kind": "yarn", "factor": 2.0})
+    yarn = {"kind": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_len": 2048.0}
+    rotary = Rotary(64, scaling=yarn | {"attention_factor": 1.25})
+    found = rotary.rates() / Rotary(64).rates()
+    assert (found[:9] == 1).all(), "fast channels stay"
+    torch.testing.assert_close(found[-8:], torch.full((8,), 0.25))
+    q = torch.randn(1, 1, 3, 64)
+    turned, _ = rotary(q, q, 5)
+    torch.testing.assert_close(turned.norm(dim=-1), 1.25 * q.norm(dim=-1))
 
 
 def test_invalid_options() -> None:

@@ -23,7 +23,7 @@ def angles(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torc
     given = self.config.rope_parameters
     size = getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
     rates = given["rope_theta"] ** (-torch.arange(0, size, 2, dtype=x.dtype) / size)
-    kind = given["rope_type"]
+    kind, factor = given["rope_type"], 1.0
     if kind == "linear":
         rates = rates / given["factor"]
     elif kind == "llama3":
@@ -32,8 +32,17 @@ def angles(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torc
         smooth = (old / waves - low) / (high - low)
         between = (1 - smooth) * rates / given["factor"] + smooth * rates
         rates = torch.where(waves > old / low, rates / given["factor"], torch.where(waves < old / high, rates, between))
+    elif kind == "yarn":
+        rates, factor = in_float64(self.config)
     turned = torch.cat([position_ids[..., None].to(x.dtype) * rates] * 2, dim=-1)
-    return turned.cos(), turned.sin()
+    return factor * turned.cos(), factor * turned.sin()
+
+
+def in_float64(config: Any) -> tuple[torch.Tensor, float]:
+    """Rates and attention factor of YaRN by transformers' own function, which computes them in single precision."""
+    double = mock.patch.object(torch, "float", torch.float64), mock.patch.object(torch, "float32", torch.float64)
+    with double[0], double[1]:
+        return transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
 
 
 @contextlib.contextmanager
@@ -76,12 +85,15 @@ def model(family: str, seed: int, **config: Any) -> tuple[Any, Any]:
             "tie_word_embeddings": draw.random() < 0.4,
             "rope_parameters": {"rope_type": "default", "rope_theta": draw.choice([100.0, 10000.0])},
         }
-        rope = draw.choice(["default", "linear", "llama3"])
+        rope = draw.choice(["default", "linear", "llama3", "yarn"])
         if family == "llama" and rope != "default":
             options["rope_parameters"] |= {"rope_type": rope, "factor": draw.choice([2.0, 8.0])}
             if rope == "llama3":
                 old = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
                 options["rope_parameters"] |= old
+            elif rope == "yarn":
+                options["rope_parameters"] |= {"original_max_position_embeddings": draw.choice([16, 64])}
+                options["rope_parameters"] |= draw.choice([{}, {"attention_factor": 0.8}, {"beta_fast": 8.0}])
         if family == "llama":
             options |= {"attention_bias": draw.random() < 0.3, "mlp_bias": draw.random() < 0.3}
         if family != "qwen2" and draw.random() < 0.5:

@@ -69,11 +69,22 @@ def test_texts(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         ("vqa", ["--image", "a.jpg", "one", "is it red?"], "or paths alone, found two of them"),
         ("classification", ["b.jpg"], "b.jpg: expected a file or folder, found no such file"),
         ("classification", ["--input", "one", "two"], "or paths alone, found two of them"),
-        ("translation", ["hello"], "hello: expected a file or folder; a text of one word is given by --text"),
+        (
+            "translation",
+            ["a.txt"],
+            "a.txt: expected a file or folder; a text that looks like a path is given by --text",
+        ),
+        ("translation", ["a/hello"], "a/hello: expected a file or folder"),
     ],
 )
 def test_wrong_items(task: str, words: list[str], message: str, photos: None) -> None:
     refused(message, ask, "predict", *words, task=task, error=DataError)
+
+
+def test_a_single_word_is_a_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where items are texts; what looks like a path must be one."""
+    ask("predict", "hello", "3.5", task="translation")
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_explain_takes_paths_and_a_limit(photos: None) -> None:

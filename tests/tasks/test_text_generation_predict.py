@@ -271,6 +271,46 @@ def test_blocks_are_no_longer_than_learned_positions(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "words", slow_but_first(["--model.positions relative --model.memory_len 400", "--model.decoder lstm"])
+)
+def test_evaluation_carries_its_state(words: str, tmp_path: Path) -> None:
+    """Blocks that are read one after another are measured as one text, where the model can remember it."""
+    (tmp_path / "v.txt").write_text(TEXT * 6)
+    options = f"{words} --data.train {corpus(tmp_path)} --data.val {tmp_path / 'v.txt'} --data.tokenizer character "
+    options += "--trainer.max_epochs 1 --trainer.limit_val_batches 1.0 --data.block_size 32"
+    folder = run("fit", tmp_path / "run", options, task="text_generation")
+    found = read(folder / "metrics.json")["validation"]["loss"]
+    predictor = load(folder / "model", device="cpu")
+    tokenizer, net = predictor.processor.tokenizer, predictor.model.double().net
+    ids = torch.tensor([[tokenizer.eos_id, *tokenizer.encode(TEXT * 6), tokenizer.eos_id]])
+    memory, parts = None, []
+    with torch.no_grad():
+        whole, end = net.segment(ids[:, :-1])
+        for part in ids[:, :-1].split(32, dim=1):
+            states, memory = net.segment(part, memory)
+            parts.append(states)
+        assert memory is not None
+        logits = net.output(torch.cat(parts, dim=1))[0]
+    assert found == pytest.approx(float(torch.nn.functional.cross_entropy(logits, ids[0, 1:])), abs=1e-5)
+    if "lstm" in words:  # its attention sees a block
+        torch.testing.assert_close(memory, end, rtol=0, atol=1e-12)
+    else:
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-10)
+
+
+def test_what_the_tokenizer_does_not_know_is_said(
+    writer: TextGenerationPredictor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert writer("the cat", max_new_tokens=1).unknown == []
+    assert writer("the \u00e9\u00e9t Z", max_new_tokens=1).unknown == ["\u00e9", "Z"]
+    message = "1 of the prompts has characters that the model does not know and reads as [UNK]: '\u00e9', 'Z'"
+    assert message in writer.remark()
+    play = ("--checkpoint", "text_generation/tinyshakespeare", "--max_new_tokens", "2")
+    ask("predict", *play, "J\u00fcrgen", task="text_generation")  # one word, which is no path
+    assert "reads as [UNK]: '\u00fc'" in capsys.readouterr().err
+
+
 def test_instructions_by_low_rank_updates(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     write_public(tmp_path / "m", "llama", torch.float32)
