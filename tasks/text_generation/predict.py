@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +37,7 @@ class TextGenerationPrediction:
     id: str
     prompt: str
     text: str  # the continuation
-    score: float | None  # mean log-probability of its tokens; None by speculative decoding
+    score: float | None  # mean log-probability of its tokens; None by speculative decoding, and of what was streamed
     tokens: int  # number of generated tokens
     tokens_cut: int = 0  # tokens at the beginning of the prompt that were not read
 
@@ -62,7 +62,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
 
     task = "text_generation"
     answer, graded_by = "text", "words in place"
-    lookahead = 4
+    lookahead, live = 4, True
     draft_model: Any = None  # for speculative decoding
     cut = 0  # prompts that were not read in full
 
@@ -207,8 +207,8 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         wanted = Wanted.of(options)
         return not wanted.is_speculative and self.draft_model is None and (wanted.num_beams or 1) == 1
 
-    def stream_text(self, item: Item, **options: Any) -> Iterator[str]:
-        """Yields the continuation of one prompt in parts, as soon as they are generated.
+    def stream_text(self, item: Item, **options: Any) -> Generator[str, None, TextGenerationPrediction]:
+        """Yields the continuation of one prompt in parts, as soon as they are generated; returns the prediction.
 
         Args:
             item: See `predict`.
@@ -219,6 +219,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         wanted = Wanted.of(self.check_options(options))
         sample = self.to_sample(item, 0)
         row = self._begun(sample, wanted)
+        self.cut += row.cut > 0
         shown = 0
         for config, given, keywords in self._rounds([row], wanted):
             ids, mask = self._padded(given)
@@ -238,6 +239,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         text = cut_at(self._restore(row.ids, row.prompt), wanted.stops)
         if len(text) > shown:
             yield text[shown:]
+        return TextGenerationPrediction(sample.id, sample.prompt, text, None, len(row.ids), row.cut)
 
     def remark(self) -> str:
         if not self.cut:

@@ -223,12 +223,71 @@ def test_a_stream_ends_with_its_client() -> None:
         assert echo.pieces < 100
 
 
-def test_models_that_do_not_stream_say_so(server: tuple[str, dict[str, ServedModel]]) -> None:
-    body = {"model": "translation/demo", "item": "the old baker", "stream": True}
-    if not server[1]["translation/demo"].streams:
-        found = request(server[0], "/predict", body)
-        assert found.status == 422
-        assert "translation/demo does not" in found.json["error"]
+def events_of(found: Any) -> list[Any]:
+    """The events of a stream that has ended."""
+    return [json.loads(line.removeprefix(b"data: ")) for line in found.content.split(b"\n\n") if line]
+
+
+@pytest.mark.parametrize("task", ["translation", "summarization", "captioning", "asr", "text_generation"])
+def test_generated_texts_come_in_parts(task: str, server: tuple[str, dict[str, ServedModel]]) -> None:
+    """Over HTTP and in Python: the parts add up to the answer, and the last event has the prediction."""
+    address, models = server
+    name = f"{task}/demo"
+    item = models[name].examples[0]
+    options = {} if task in ("asr", "text_generation") else {"num_beams": 1}
+    body = {"model": name, "item": item, "options": options}
+    (expected,) = request(address, "/predict", body).json["results"]
+    *parts, last = events_of(request(address, "/predict", body | {"stream": True}))
+    assert "".join(part["text"] for part in parts) == expected["answer"] == last["answer"]
+    assert len(parts) > (task != "asr"), "more than one, but of a recording that fits in a window"
+    assert last["model"] == name
+    given = expected["prediction"] if task != "text_generation" else {**expected["prediction"], "score": None}
+    assert last["prediction"] == {key: value for key, value in given.items() if value is not None}
+    checked = check_item(models[name].fields, item, 0)
+    assert [*models[name].predictor.stream_text(checked, **options)] == [part["text"] for part in parts]
+    found = request(address, "/predict", body | {"stream": "auto"})
+    assert found.headers["Content-Type"].startswith("text/event-stream")
+
+
+def test_beams_are_not_streamed(server: tuple[str, dict[str, ServedModel]]) -> None:
+    """They are an error where a stream is asked for, and one answer where it is left to the server."""
+    address, models = server
+    body = {"model": "translation/demo", "item": "the old baker"}
+    found = request(address, "/predict", body | {"stream": True})
+    assert found.status == 422
+    assert "without beams (num_beams 1), found its own." in found.json["error"]
+    assert request(address, "/predict", body | {"stream": "auto"}).json == request(address, "/predict", body).json
+    found = request(address, "/predict", body | {"stream": "yes"})
+    assert "stream: expected true, false or 'auto', found 'yes'." in found.json["error"]
+    body = {"model": "classification/demo", "item": models["classification/demo"].examples[0], "stream": True}
+    assert "classification/demo does not" in request(address, "/predict", body).json["error"]
+    refused("--num_beams: expected 1", lambda: list(models["translation/demo"].predictor.stream_text("the old baker")))
+    refused("no text that comes in parts", models["classification/demo"].predictor.stream_text, "a.png")
+
+
+def test_a_thread_ends_with_its_reader() -> None:
+    from mmattn.tasks.common.streaming import in_parts
+
+    tokens: list[int] = []
+
+    def write(send: Any) -> tuple[str, str]:
+        for number in range(1000):
+            tokens.append(number)
+            send("x" * number)
+            time.sleep(0.001)
+        return "x", "found"
+
+    parts = in_parts(write)
+    assert [next(parts), next(parts)] == ["x", "x"]
+    parts.close()
+    assert len(tokens) < 100
+    assert not [thread for thread in threading.enumerate() if thread.name == "mmattn stream"]
+
+    def fail(send: Any) -> tuple[str, str]:
+        send("a")
+        raise ValueError("what it raised")
+
+    refused("what it raised", lambda: list(in_parts(fail)), error=ValueError)
 
 
 def test_examples_of_own_files(tmp_path: Any) -> None:

@@ -17,7 +17,7 @@ from mmattn.tasks.common.commands import record_of
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.serving.batching import Worker
 from mmattn.tasks.common.serving.examples import example_of
-from mmattn.tasks.common.serving.inputs import item_fields, request_options
+from mmattn.tasks.common.serving.inputs import ID, item_fields, request_options
 from mmattn.tasks.common.serving.options import Limits
 from mmattn.tasks.common.sources import Source, find_model, task_of
 from mmattn.tasks.common.task import Option, Task, tasks
@@ -50,7 +50,7 @@ class ServedModel:
         self.version = version or state_version(predictor)
         self.task: Task = tasks()[predictor.task]
         self.fields: list[Option] = item_fields(self.task, loaded)
-        self.streams = hasattr(predictor, "stream_text")
+        self.streams = any(map(predictor.can_stream, ({}, {"num_beams": 1})))  # with some options
         self.explains = not predictor.packed  # packed weights have no gradients
         self._examples = examples
         self.worker: Any = None
@@ -117,7 +117,10 @@ def _finite(value: Any) -> Any:
 
 
 def png_of(explanation: Any) -> bytes:
-    """The picture of an explanation."""
+    """The picture of an explanation; an item without an id has a number, which its title does not need."""
+    prediction = getattr(explanation, "prediction", None)
+    if getattr(prediction, ID, None) == "0":
+        setattr(prediction, ID, "")
     with tempfile.TemporaryDirectory(prefix="mmattn-") as folder:
         path = Path(folder, "explanation.png")
         explanation.save(path)
