@@ -305,7 +305,7 @@ class Predictor(Reviewing, Streaming, Generic[Item, Prediction]):
         return {name: value for name, value in options.items() if value is not None}
 
     def save(self, directory: str | Path) -> Path:
-        """Write the model as a folder that `load` reads; the write is atomic.
+        """Write the model as a folder that `load` reads, with the card's figures and licence; the write is atomic.
 
         Raises:
             UserError: The predictor was built by hand, or its weights are packed.
@@ -323,6 +323,7 @@ class Predictor(Reviewing, Streaming, Generic[Item, Prediction]):
             processor=self.processor,
             network=self.parts.network,
             own_data=self.parts.own_data,
+            **self.parts.record,
         )
 
     def export(self, folder: str | Path, formats: Sequence[str] = ("onnx", "torch")) -> list[str]:
