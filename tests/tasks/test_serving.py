@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi")
 
-from mmattn import load
+from mmattn import fit, load
 from mmattn.data.errors import UserError
 from mmattn.tasks.common import serve
 from mmattn.tasks.common.commands import record_of
@@ -26,6 +27,8 @@ from mmattn.tasks.common.task import tasks
 from tests.conftest import refused, slow_but_first
 from tests.tasks.echo import Echo
 from tests.tasks.servers import form, request, serving
+
+GRADES = [("tasty", "good"), ("burnt", "bad")]
 
 
 @pytest.fixture(scope="module")
@@ -290,11 +293,58 @@ def test_a_thread_ends_with_its_reader() -> None:
     refused("what it raised", lambda: list(in_parts(fail)), error=ValueError)
 
 
+def test_invalid_options_are_one_error_that_names_the_field(server: tuple[str, dict[str, ServedModel]]) -> None:
+    """In the words of requests, which have no dashes; of a list, too, it is the request that fails."""
+    for options, message in {
+        ("temperature", -1): "temperature: expected a number from 0 to 100, found -1.",
+        ("temperature", "hot"): "temperature: expected a number from 0 to 100, found 'hot'.",
+        ("on_long", "x"): "on_long: expected cut or refuse, found 'x'.",
+        ("stop", "\n"): None,
+    }.items():
+        body = {"model": "text_generation/demo", "items": ["a", "b"], "options": dict([options])}
+        found = request(server[0], "/predict", body)
+        assert found.status == (200 if message is None else 422)
+        assert found.json.get("error") == message
+
+
+def test_records_leave_out_what_has_no_value(server: tuple[str, dict[str, ServedModel]]) -> None:
+    found = request(server[0], "/predict", {"model": "text_classification/demo", "item": "The soup was never dull."})
+    assert found.json["results"][0]["prediction"].keys() == {"id", "label", "score", "alternatives"}
+
+
+def test_examples_of_a_model_of_own_data(tmp_path: Path) -> None:
+    """They are items of its run's validation; away from the run, there are none."""
+    texts = [(f"the {word} soup number {n}", label) for n in range(12) for word, label in GRADES]
+    small = {"embed_dim": 8, "num_heads": 2, "num_layers": 1}
+    sizes = {"max_epochs": 1, "logger": "csv", "report": True}
+    folder = fit("text_classification", train=texts, dir=tmp_path / "run", model=small, trainer=sizes).dir / "model"
+    (model,) = open_models([str(folder)], device="cpu")
+    assert 1 <= len(model.examples) <= 6
+    assert {item["text"] for item in model.examples} <= {text for text, _ in texts}
+    assert "blue: for good; red: against it" in model.predictor.explain(texts[0][0], label="good").words.shades()[1]
+    shutil.copytree(folder, tmp_path / "shipped")
+    (model,) = open_models([str(tmp_path / "shipped")], device="cpu")
+    assert model.examples == []
+    with serving([model]) as address:
+        assert request(address, "/examples").json["items"] == []
+
+
+def test_examples_of_several_models(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    names = ["a=classification/demo", "translation/demo"]
+    one, other = open_models(names, device="cpu", examples=[f"a={tmp_path}"])
+    assert (len(one.examples), len(other.examples)) == (1, 6)
+    wrong = "--examples: expected NAME=PATH with a name of a, translation/demo, found"
+    refused(wrong, lambda: list(open_models(names, device="cpu", examples=[str(tmp_path)])), error=UserError)
+
+
 def test_examples_of_own_files(tmp_path: Any) -> None:
     from PIL import Image
 
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
-    (model,) = open_models(["classification/demo"], device="cpu", examples=str(tmp_path))
+    (model,) = open_models(["classification/demo"], device="cpu", examples=[str(tmp_path)])
     (item,) = model.examples
     assert item["image"].startswith("data:image/png;base64,")
     assert example_of(model.predictor, model.fields, {"image": tmp_path / "none.png"}) is None

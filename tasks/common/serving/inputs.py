@@ -18,18 +18,17 @@ from mmattn.tasks.common.task import Option, Task
 # What a client may ask for, since it shares the model with others: least and greatest values of options by name.
 RANGES: dict[str, tuple[float, float]] = {
     "num_beams": (1, 16),
+    "temperature": (0, 100),
     "top_k": (1, 100),
     "passages": (1, 20),
     "max_answer_len": (1, 200),
     "num_sentences": (1, 100),
-    "max_len": (1, 1024),
-    "max_new_tokens": (1, 1024),
     "clips": (1, 10),
     "crops": (1, 3),
-    "window": (0.5, 60),
-    "stride": (0.5, 60),
     "tile": (256, 4096),
 }
+RANGES |= dict.fromkeys(("max_len", "max_new_tokens"), (1, 1024)) | dict.fromkeys(("window", "stride"), (0.5, 60))
+RANGES |= dict.fromkeys(("top_p", "min_p"), (0, 1))
 WRITES = ("DIR", "PATH")  # metavars of options that name files of this machine
 ID = "id"
 AUTO = "auto"
