@@ -90,6 +90,12 @@ def test_options_reach_the_predictor(server: tuple[str, dict[str, ServedModel]])
     assert "overlays" not in names
 
 
+def test_lines_of_a_form_end_as_those_of_a_text(server: tuple[str, dict[str, ServedModel]]) -> None:
+    body, headers = form({"model": "text_generation/demo", "prompt": "the cat\r\nsees"})
+    (found,) = request(server[0], "/predict", body, headers).json["results"]
+    assert found["prediction"]["prompt"] == "the cat\nsees"
+
+
 def test_texts_are_never_paths(server: tuple[str, dict[str, ServedModel]]) -> None:
     for task, field in {"classification": "image", "asr": "audio", "video": "video"}.items():
         found = request(server[0], "/predict", {"model": f"{task}/demo", "item": {field: "/etc/hostname"}})
