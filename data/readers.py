@@ -267,6 +267,7 @@ def report_missing(
     missing: Sequence[str],
     known: Collection[str],
     problems: Problems,
+    also: str = "",
 ) -> None:
     """Reports keys missing from a JSONL row, or raises for columns missing from the header of a CSV or TSV.
 
@@ -277,6 +278,7 @@ def report_missing(
         missing: Keys that the row lacks.
         known: All keys of the format.
         problems: Collects an invalid JSONL row.
+        also: What else can be done, behind what was found.
 
     Raises:
         DataError: The header lacks columns, or ``problems`` raises.
@@ -285,7 +287,7 @@ def report_missing(
     unknown = [given for given in row if given not in known]
     near = {name: difflib.get_close_matches(name, unknown, n=1) for name in missing}
     hint = next((f" (did you mean {name!r} instead of {close[0]!r}?)" for name, close in near.items() if close), "")
-    found = f"{', '.join(map(str, row)) or 'none'}{hint}"
+    found = f"{', '.join(map(str, row)) or 'none'}{hint}{f' ({also})' if also else ''}"
     plural = "s" if len(missing) > 1 else ""
     if is_json_lines(path):
         problems.add(where, f"the key{plural} {names}", found)

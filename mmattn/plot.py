@@ -186,7 +186,7 @@ def caption(name: str, predicted: str, truth: str | None = None, width: float = 
     """The title of an explanation: the item's name, what was predicted and, if it is known, what is true.
 
     Args:
-        name: The item's name.
+        name: The item's name; empty: none.
         predicted: The prediction in words.
         truth: What is true, in words; None: unknown.
         width: Width of the figure in inches, to which lines are broken; long texts are cut after three lines.
@@ -199,7 +199,7 @@ def caption(name: str, predicted: str, truth: str | None = None, width: float = 
     texts = [f"predicted: {predicted}", *([f"true: {truth}"] if truth is not None else [])]
     if len("; ".join(texts)) <= most:
         texts = ["; ".join(texts)]
-    for text in (name, *texts):
+    for text in filter(None, (name, *texts)):
         lines += textwrap.wrap(text, most, max_lines=3, placeholder=" ...")
     return "\n".join(lines)
 

@@ -39,6 +39,16 @@ def test_two_stages_without_root() -> None:
     assert "useradd --uid 10001" in of("RUN")[-1]
 
 
+def test_torch_is_for_the_cpu_unless_the_index_is_empty() -> None:
+    """The image has the build for CPUs; compose, which runs on a GPU, has the other."""
+    (index,) = re.findall(r'TORCH_INDEX="([^"]*)"', "\n".join(of("ARG")))
+    assert index.endswith("/whl/cpu")
+    (line,) = [rest for rest in of("RUN") if "TORCH_INDEX" in rest]
+    assert line.startswith('if [ -n "$TORCH_INDEX" ]')
+    service = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]["mmattn"]
+    assert service["build"]["args"] == {"TORCH_INDEX": ""}
+
+
 def test_what_is_copied_exists_and_is_not_ignored() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     sources = [word for rest in of("COPY") if "--from" not in rest for word in rest.split()[:-1]]

@@ -56,6 +56,7 @@ class Window:
     high: float
     end: float
     prediction: Any = None  # of the window, if finding the next window required it
+    so_far: str | None = None  # the transcript up to the window's end, if it is not that of the windows joined
 
     @property
     def whole(self) -> bool:

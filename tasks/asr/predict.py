@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -134,6 +134,30 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
                 pending[-1], waiting = error, [pair for pair in waiting if pair[0] is not entry]
         self._transcribe(waiting, options)
         yield from pending
+
+    def can_stream(self, options: Mapping[str, Any]) -> bool:
+        return True
+
+    def stream_text(self, item: Item, **options: Any) -> Generator[str, None, ASRPrediction]:
+        """Yield the transcript of one recording a window at a time, while it is read; return the prediction.
+
+        Args:
+            item: See `predict`.
+            options: Those of `predict_batch`.
+        """
+        options = self.check_options(self._known(self.predict_batch, options))
+        sample, shown = self.to_sample(item, 0), ""
+        entry = ASRPrediction(sample.id, "")
+        for window in self.windows(sample, False, **options):
+            entry.duration = round(window.end, 3)
+            self.long |= not window.whole
+            if window.prediction is not None or audible(window.wave):
+                self._transcribe([(entry, window)], options)
+            text = entry.text if window.so_far is None else window.so_far
+            if text != shown and text.startswith(shown):
+                yield text[len(shown) :]
+                shown = text
+        return entry
 
     def windows(
         self, sample: ASRSample, shown: bool = True, *, window: float | None = None, **search: Any

@@ -255,8 +255,8 @@ class WhisperPredictor(ASRPredictor):
             ids += own
             hypothesis = WindowHypothesis(own, window.prompt[0].tolist(), window.memory, window.score)
             words = self.model.words(hypothesis, self._segments(window, known), self.processor, start)
-            prediction = ASRPrediction(sample.id, "", words, score=window.score)
-            yield Window(torch.empty(0), start, start, start, start + window.frames * FRAME_SECONDS, prediction)
+            prediction, text = ASRPrediction(sample.id, "", words, score=window.score), self.processor.detokenize(ids)
+            yield Window(torch.empty(0), start, start, start, start + window.frames * FRAME_SECONDS, prediction, text)
         seconds = stream.total / self.processor.sample_rate  # the stream may have skipped silence
         # The text is detokenized at once, since words may span windows.
         whole = ASRPrediction(sample.id, self.processor.detokenize(ids))

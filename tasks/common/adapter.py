@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmattn.data.errors import DataError, UserError, shorten
 from mmattn.tasks.common.attention_config import check_attention
 from mmattn.tasks.common.base import add_base, check_base
-from mmattn.tasks.common.checkpoint import PROCESSOR, WEIGHTS, load_weights, read_weights
+from mmattn.tasks.common.checkpoint import PROCESSOR, WEIGHTS, command_of, load_weights, read_weights
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.sources import Source, find_model
 from mmattn.tasks.common.task import Task, tasks
@@ -61,7 +61,9 @@ class Adapter:
         if (base := config.get("base")) is not None:
             state = add_base(state, read_parts(self.task.name, check_base(base)).state)
         own_data = bool(config.get("own_data"))
-        return CheckpointParts(self, source.where, dict(config["model"]), state, processor, own_data)
+        record = {name: config[name] for name in ("metrics", "about", "refit") if config.get(name)}
+        record["command"] = command_of(source.folder)
+        return CheckpointParts(self, source.where, dict(config["model"]), state, processor, own_data, record=record)
 
     def build(self, keywords: Mapping[str, Any]) -> nn.Module:
         """Build the model without loading its weights.
@@ -125,6 +127,7 @@ class CheckpointParts:
     headless: bool = False  # whether the task's last layers are missing: it must be fine-tuned before use
     free: tuple[str, ...] = FREE  # keywords that a configuration may change
     fresh: frozenset[str] = frozenset()  # names of the weights that are not the source's, but initialized
+    record: Mapping[str, Any] = field(default_factory=dict)  # figures, data, licence and command, for the card
 
     @property
     def network(self) -> str | None:

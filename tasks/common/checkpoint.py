@@ -12,6 +12,7 @@ model/
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,13 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # the keywords of earlier formats are not checked one by one
         raise CheckpointError(f"{path}: expected keywords of the model, found {shorten(config['model'])}.") from error
+
+
+def command_of(directory: Path) -> str:
+    """The training command on the card of a shipped folder; empty: it states none."""
+    path = directory / CARD
+    found = re.search(r"^Made by:\n\n    (.+)$", path.read_text(encoding="utf-8"), re.M) if path.is_file() else None
+    return found[1] if found else ""
 
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def _predict(
     json_lines = any(path == DEMO or is_json_lines(path) for path in (options.input or "", *options.paths))
     plain = None if json_lines else predictor.plain
     single = len(items) == 1 and options.output is None and options.input is None
-    if single and isinstance(items[0], Mapping) and predictor.can_stream(keywords):
+    if single and isinstance(items[0], Mapping) and predictor.live and predictor.can_stream(keywords):
         _write_live(predictor, items[0], keywords)
         if remark := predictor.remark():
             sys.stderr.write(f"{remark}\n")
@@ -258,11 +258,12 @@ def _predict(
 
 
 def record_of(item: Any, found: Any) -> dict[str, Any]:
-    """The JSON record of a prediction, without its arrays, or of an item's error."""
+    """The JSON record of a prediction, without arrays and fields that have no value, or of an item's error."""
     if isinstance(found, Exception):
         name = item.get("id", "") if isinstance(item, Mapping) else getattr(item, "id", item)
         return {"id": str(name), "error": str(found)}
-    return {name: value for name, value in dataclasses.asdict(found).items() if not hasattr(value, "shape")}
+    fields = dataclasses.asdict(found).items()
+    return {name: value for name, value in fields if value is not None and not hasattr(value, "shape")}
 
 
 def _explain(

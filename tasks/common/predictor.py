@@ -21,6 +21,7 @@ from mmattn.tasks.common.items import listed, mapping_of as mapping_of, name_of 
 from mmattn.tasks.common.outputs import check_export
 from mmattn.tasks.common.review import Reviewing
 from mmattn.tasks.common.sources import task_of
+from mmattn.tasks.common.streaming import Streaming
 from mmattn.tasks.common.task import tasks
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ Item = TypeVar("Item")  # a user's input: a path, a mapping, a sample
 Prediction = TypeVar("Prediction")  # a dataclass with an `id`
 
 
-class Predictor(Reviewing, Generic[Item, Prediction]):
+class Predictor(Reviewing, Streaming, Generic[Item, Prediction]):
     """A trained model with its processor, as returned by `load()` in every task.
 
     A task implements the conversion of an item to a sample (`to_sample`), the prediction of a batch (`predict_batch`)
@@ -155,10 +156,6 @@ class Predictor(Reviewing, Generic[Item, Prediction]):
             options: Options of `predict`.
         """
         return (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-    def can_stream(self, options: Mapping[str, Any]) -> bool:
-        """Whether the command line writes the answer to a single item in parts, by a method `stream_text`."""
-        return False
 
     def remark(self) -> str:
         """Text that the command line writes to standard error at the end."""
@@ -308,7 +305,7 @@ class Predictor(Reviewing, Generic[Item, Prediction]):
         return {name: value for name, value in options.items() if value is not None}
 
     def save(self, directory: str | Path) -> Path:
-        """Write the model as a folder that `load` reads; the write is atomic.
+        """Write the model as a folder that `load` reads, with the card's figures and licence; the write is atomic.
 
         Raises:
             UserError: The predictor was built by hand, or its weights are packed.
@@ -326,6 +323,7 @@ class Predictor(Reviewing, Generic[Item, Prediction]):
             processor=self.processor,
             network=self.parts.network,
             own_data=self.parts.own_data,
+            **self.parts.record,
         )
 
     def export(self, folder: str | Path, formats: Sequence[str] = ("onnx", "torch")) -> list[str]:

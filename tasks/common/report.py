@@ -31,6 +31,7 @@ from mmattn.tasks.common.outputs import Outputs, save_png
 from mmattn.tasks.common.page import Markup, number, table
 from mmattn.tasks.common.review import Review, by_kind, review
 from mmattn.tasks.common.rundir import METRICS, REPORT, RUN, column, logged, read_json, versions
+from mmattn.tasks.common.serving.examples import write_examples
 from mmattn.tasks.common.summary import by_frequency, measure
 from mmattn.tasks.common.task import tasks
 
@@ -76,6 +77,9 @@ def write(root: Path, trainer: Any, part: str, checkpoint: Any, figures: Mapping
     module, data = trainer.lightning_module, trainer.datamodule
     if not module.training_options.report:
         return
+    print(
+        f"Writing the report, {root / REPORT}: predictions of validation items and their explanations ...", flush=True
+    )
     try:
         items = [] if data.ablate is not None or not figures else data.dataset(SPLITS[part]).originals()
         chance = module.chance_level if part == "validation" else None
@@ -97,6 +101,7 @@ def write(root: Path, trainer: Any, part: str, checkpoint: Any, figures: Mapping
         fitted = trainer.state.fn == "fit"
         if fitted:
             parts["training"] = training(root, data, module.monitor, metrics.get("fit", {}))
+            write_examples(root, predictor, items)
         save(root, module.task, parts, checkpoint, data.fingerprint())
         if "confusion" in shown.pictures and not fitted:
             path = Outputs(()).claim(root / f"confusion_{SPLITS[part]}.png")

@@ -124,8 +124,6 @@ def main(argv: Sequence[str]) -> None:
     """
     parser = make_parser()
     options = parser.parse_args(argv)
-    if options.examples is not None and len(options.models) > 1:
-        parser.error("--examples: expected one model, whose items they are")
     serve(None, options.models, options)
 
 

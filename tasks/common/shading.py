@@ -23,16 +23,19 @@ class Words(NamedTuple):
     spans: Sequence[tuple[int, int]]  # start and end character of each word
     weights: Tensor  # (W,); negative ones are evidence against what is explained
     marked: Sequence[tuple[int, int]] = ()  # characters of what is outlined, such as an answer
+    toward: str = ""  # what positive weights are evidence for, such as a label
 
     def shades(self) -> tuple[list[float], str]:
-        """Each word's shade in -1..1, and what the darkest shade is: a number of times the mean magnitude."""
+        """Each word's shade in -1..1, and a legend of the colors, of which the darkest is so many times the mean."""
         from mmattn.plot import NEARLY_UNIFORM, in_uniform, is_flat, scale_end
 
         weights = self.weights.float()
         relative = in_uniform(weights.abs())
         top = scale_end([relative])
         is_signed = bool((weights < 0).any())
-        legend = f"white: 0; darkest: {top:.1f} times the mean" + ("; red: against it" if is_signed else "")
+        toward = self.toward if len(self.toward) < 60 else f"{self.toward[:57]}..."
+        colors = f"blue: for {toward or 'it'}; red: against it" if is_signed else "blue: relevant"
+        legend = f"{colors}; white: 0; darkest: {top:.1f} times the mean"
         if is_flat(relative) and not is_signed:
             legend = NEARLY_UNIFORM
         return ((relative / top).clamp(0, 1) * weights.sign()).tolist(), legend
@@ -110,7 +113,7 @@ def shaded_picture(words: Words, path: str | Path | None = None, title: str | No
     if title:
         figure.suptitle(plain(title), fontsize=10, x=0.02, y=1 - 0.08 / height, ha="left", va="top")
     shades, legend = words.shades()
-    axis.text(0.15, height - 0.2, legend, fontsize=7, color="#57606a", va="center")
+    axis.text(0.15, height - 0.2, legend, fontsize=8, color="#57606a", va="center")
     for number, row in enumerate(shown):
         y = above + LINE * (number + 0.5)
         for index, column in row:

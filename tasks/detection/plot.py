@@ -103,6 +103,7 @@ class DetectionExplanation:
             axis.set_title(plain(f"{box.label} {box.score:.2f}"), fontsize=9)
         left = len(boxes) + 1 - count
         title = caption(self.prediction.id, summary(self.prediction), width=3.4 * columns)
+        title += "\nred: the positions that were read for a box" if boxes else ""
         figure.suptitle(plain(title) + (f"\n{left} more boxes without a panel" if left else ""), fontsize=10)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)

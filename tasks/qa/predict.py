@@ -61,7 +61,8 @@ class QAExplanation:
         """Write a PNG of the context with its words shaded by relevance and the answer outlined."""
         from mmattn.plot import caption
 
-        title = caption(f"{self.prediction.id}: {self.prediction.question}", self._answer(), self.truth, 9.0)
+        name = ": ".join(filter(None, (self.prediction.id, self.prediction.question)))
+        title = caption(name, self._answer(), self.truth, 9.0)
         shaded_picture(self.words, path, title)
 
     def html(self) -> str:

@@ -123,6 +123,9 @@ class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
             raise ConfigError(f"--num_sentences: expected none with this model, {reason}.")
         return super().check_options(options)
 
+    def can_stream(self, options: Mapping[str, Any]) -> bool:
+        return not self.is_extractive and super().can_stream(options)
+
     def to_sample(self, item: Item, number: int) -> PairSample:
         if not isinstance(item, PairSample):
             given: Mapping[str, Any] = {"document": item} if isinstance(item, str) else item

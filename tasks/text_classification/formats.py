@@ -60,7 +60,9 @@ def _rows(
         if labeled and not any(name in row for name in given or answers):
             missing.append(given[0] if given else "label")
         if missing:
-            report_missing(path, where, row, missing, known, problems)
+            names = [f"--data.columns.{known.get(name, 'label')}" for name in missing]
+            also = f"{' and '.join(names)} name{'s another' if len(names) == 1 else ' others'}"
+            report_missing(path, where, row, missing, known, problems, also)
             continue
         if given:  # a column that was asked for is the label, whatever others there are
             found = {k: v for k, v in found.items() if k in columns or k not in ("label", "labels", "score", "tags")}

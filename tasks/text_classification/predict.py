@@ -282,11 +282,13 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
                 word = next((n for n, tag in enumerate(tags) if tag == label or (label is None and tag != "O")), 0)
                 chosen = label or tags[word]
             targets.append((name, 0 if labels.kind == REGRESSION else labels.names.index(chosen), word))
-            shown.append((chosen, word))
+            shown.append((chosen, word, "a higher score" if labels.kind == REGRESSION else chosen))
         relevance = word_relevance(self.model, batch, targets, self.processor.mask_id)
         explanations = []
-        for number, (sample, prediction, (chosen, word)) in enumerate(zip(samples, predictions, shown, strict=True)):
-            words = self._shaded(number, sample, batch, relevance[number], word)
+        for number, (sample, prediction, (chosen, word, toward)) in enumerate(
+            zip(samples, predictions, shown, strict=True)
+        ):
+            words = self._shaded(number, sample, batch, relevance[number], word)._replace(toward=toward)
             explanations.append(TextExplanation(prediction, words, chosen))
         return explanations
 

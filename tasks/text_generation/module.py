@@ -152,6 +152,12 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
         other._digest = digest
         return other
 
+    @property
+    def division(self) -> str:
+        if len(self.whole) > 1:
+            return super().division
+        return "The last tenth of the text is held out for validation; --data.val PATH gives your own."
+
     def train_plan(self, dataset: TextDataset) -> BatchPlan:
         if not self.in_order:
             return super().train_plan(dataset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +39,7 @@ class TextGenerationPrediction:
     id: str
     prompt: str
     text: str  # the continuation
-    score: float | None  # mean log-probability of its tokens, the end included; None by speculative decoding
+    score: float | None  # mean log-probability of its tokens and end; None by speculative decoding or streaming
     tokens: int  # number of generated tokens
     tokens_cut: int = 0  # tokens at the beginning of the prompt that were not read
     unknown: list[str] = field(default_factory=list)  # characters or words of the prompt that were read as [UNK]
@@ -77,7 +77,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
 
     task = "text_generation"
     answer, graded_by = "text", "words in place"
-    lookahead = 4
+    lookahead, live = 4, True
     draft_model: Any = None  # for speculative decoding
     cut = 0  # prompts that were not read in full
     with_unknown = 0  # prompts with what the tokenizer does not know
@@ -224,8 +224,8 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         wanted = Wanted.of(options)
         return not wanted.is_speculative and self.draft_model is None and (wanted.num_beams or 1) == 1
 
-    def stream_text(self, item: Item, **options: Any) -> Iterator[str]:
-        """Yields the continuation of one prompt in parts, as soon as they are generated.
+    def stream_text(self, item: Item, **options: Any) -> Generator[str, None, TextGenerationPrediction]:
+        """Yields the continuation of one prompt in parts, as soon as they are generated; returns the prediction.
 
         Args:
             item: See `predict`.
@@ -236,6 +236,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         wanted = Wanted.of(self.check_options(options))
         sample = self.to_sample(item, 0)
         row = self._begun(sample, wanted)
+        self.cut += row.cut > 0
         shown = 0
         for config, given, keywords in self._rounds([row], wanted):
             ids, mask = self._padded(given)
@@ -255,6 +256,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         text = cut_at(self._restore(row.ids, row.prompt), wanted.stops)
         if len(text) > shown:
             yield text[shown:]
+        return TextGenerationPrediction(sample.id, sample.prompt, text, None, len(row.ids), row.cut, row.unknown)
 
     def remark(self) -> str:
         said = []

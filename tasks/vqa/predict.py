@@ -57,7 +57,8 @@ class VQAExplanation:
         from mmattn.plot import NEARLY_UNIFORM, caption, is_flat, overlay
 
         answer = f"{self.prediction.answer} ({self.prediction.score:.2f})"
-        title = caption(f"{self.prediction.id}: {self.prediction.question}", answer, self.truth, 6.8)
+        name = ": ".join(filter(None, (self.prediction.id, self.prediction.question)))
+        title = caption(name, answer, self.truth, 6.8)
         read = self.words.topk(min(3, len(self.tokens)))
         words = ", ".join(f"{self.tokens[i]} {share:.2f}" for share, i in zip(*map(Tensor.tolist, read), strict=True))
         flat = is_flat(self.words, 1 / len(self.words)) and len(self.words) > 1

@@ -101,6 +101,7 @@ def test_numbers_of_a_confusion_matrix():
 
 def test_captions():
     assert caption("a.jpg", "dog").splitlines() == ["a.jpg", "predicted: dog"]
+    assert caption("", "dog") == "predicted: dog"
     long = caption("deep/" * 40 + "a.jpg", "word " * 200, "dog", 3.0).splitlines()
     assert max(map(len, long)) <= 36
     assert long[-1] == "true: dog"

@@ -112,7 +112,12 @@ def test_scores_pairs_and_columns(tmp_path: Path) -> None:
     [
         ("a.csv", "text,label\nx,\n", None, r"line 2: expected one label .*, found \[\]"),
         ("a.csv", "text,label\n ,a\n", None, "line 2: expected a text that is not empty, found ' '"),
-        ("a.csv", "txt,label\nx,a\n", None, "header: expected the column text, found txt, label .did you mean 'text'"),
+        (
+            "a.csv",
+            "txt,label\nx,a\n",
+            None,
+            r"the column text, found txt, label .did you mean 'text' instead of 'txt'.* \(--data.columns.text names",
+        ),
         ("a.csv", 'text,label\n"x,a\n', None, "line 2: expected 2 cells, found a quoted cell that is never closed"),
         ("a.jsonl", '{"text": "x", "label": {}}\n', None, r"line 1: expected labels that are texts .*\{\}"),
         ("a.jsonl", '{"text": "x", "labels": [["a"]]}\n', None, r"line 1: expected labels that are texts .*\['a'\]"),

@@ -11,7 +11,7 @@ from mmattn import load, push
 from mmattn.data.errors import UserError
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.hub import LICENCES, PIPELINES, hub_card
-from mmattn.tasks.common.sources import named_models
+from mmattn.tasks.common.sources import find_model, named_models
 from mmattn.tasks.common.task import tasks
 from tests.conftest import refused
 from tests.tasks.fake_hub import Hub, fake_hub
@@ -51,6 +51,19 @@ def test_push_and_load(hub: Hub, tmp_path: Path) -> None:
     assert str(predictor.parts.where) == "hf:me/mood"
     predictor.save(tmp_path / "again")
     assert load(tmp_path / "again").predict(texts) == expected.predict(texts)
+
+
+def test_a_saved_model_keeps_its_card(tmp_path: Path) -> None:
+    """Figures, data, licence and command, also of a model that was pushed by its predictor."""
+    for name in ("asr/fsdd", "vqa/demo"):
+        folder = load(name, device="cpu").save(tmp_path / name)
+        first, second = (json.loads((place / "config.json").read_text()) for place in (find_model(name).folder, folder))
+        kept = ("metrics", "about", "own_data")
+        assert {key: second.get(key) for key in kept} == {key: first.get(key) for key in kept}
+        before, after = ((place / "README.md").read_text() for place in (find_model(name).folder, folder))
+        before = before.replace("float16 on disk, float32 in memory", "float32").replace(name, "FOLDER")
+        assert after == before
+        assert load(folder, device="cpu").save(tmp_path / "twice").joinpath("README.md").read_text() == after
 
 
 def test_push_replaces_the_model(hub: Hub) -> None:

@@ -97,7 +97,9 @@ def test_failures_do_not_reach_the_run(tmp_path: Path, capsys: pytest.CaptureFix
     options = SimpleNamespace(report=True)
     trainer = SimpleNamespace(lightning_module=SimpleNamespace(training_options=options), datamodule=None)
     report.write(tmp_path, trainer, "validation", "model", {}, None)
-    (line,) = capsys.readouterr().err.splitlines()
+    said, failed = capsys.readouterr()
+    assert said.startswith(f"Writing the report, {tmp_path}/report.html: ")
+    (line,) = failed.splitlines()
     assert re.fullmatch(rf"{tmp_path}/report.html was not written: AttributeError: .* not affected\.", line)
     assert not list(tmp_path.iterdir())
 

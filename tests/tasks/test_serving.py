@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi")
 
-from mmattn import load
+from mmattn import fit, load
 from mmattn.data.errors import UserError
 from mmattn.tasks.common import serve
 from mmattn.tasks.common.commands import record_of
@@ -27,6 +28,8 @@ from mmattn.tasks.common.task import Option, tasks
 from tests.conftest import refused, slow_but_first
 from tests.tasks.echo import Echo
 from tests.tasks.servers import form, request, serving
+
+GRADES = [("tasty", "good"), ("burnt", "bad")]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,12 @@ def test_options_reach_the_predictor(server: tuple[str, dict[str, ServedModel]])
 def test_numbers_without_bounds_are_refused(given: Any) -> None:
     for kind in (int, float):
         refused("x: expected", _option, Option("x", "a number", kind), given, error=RequestError)
+
+
+def test_lines_of_a_form_end_as_those_of_a_text(server: tuple[str, dict[str, ServedModel]]) -> None:
+    body, headers = form({"model": "text_generation/demo", "prompt": "the cat\r\nsees"})
+    (found,) = request(server[0], "/predict", body, headers).json["results"]
+    assert found["prediction"]["prompt"] == "the cat\nsees"
 
 
 def test_texts_are_never_paths(server: tuple[str, dict[str, ServedModel]]) -> None:
@@ -230,19 +239,125 @@ def test_a_stream_ends_with_its_client() -> None:
         assert echo.pieces < 100
 
 
-def test_models_that_do_not_stream_say_so(server: tuple[str, dict[str, ServedModel]]) -> None:
-    body = {"model": "translation/demo", "item": "the old baker", "stream": True}
-    if not server[1]["translation/demo"].streams:
+def events_of(found: Any) -> list[Any]:
+    """The events of a stream that has ended."""
+    return [json.loads(line.removeprefix(b"data: ")) for line in found.content.split(b"\n\n") if line]
+
+
+@pytest.mark.parametrize("task", ["translation", "summarization", "captioning", "asr", "text_generation"])
+def test_generated_texts_come_in_parts(task: str, server: tuple[str, dict[str, ServedModel]]) -> None:
+    """Over HTTP and in Python: the parts add up to the answer, and the last event has the prediction."""
+    address, models = server
+    name = f"{task}/demo"
+    item = models[name].examples[0]
+    options = {} if task in ("asr", "text_generation") else {"num_beams": 1}
+    body = {"model": name, "item": item, "options": options}
+    (expected,) = request(address, "/predict", body).json["results"]
+    *parts, last = events_of(request(address, "/predict", body | {"stream": True}))
+    assert "".join(part["text"] for part in parts) == expected["answer"] == last["answer"]
+    assert len(parts) > (task != "asr"), "more than one, but of a recording that fits in a window"
+    assert last["model"] == name
+    given = expected["prediction"] if task != "text_generation" else {**expected["prediction"], "score": None}
+    assert last["prediction"] == {key: value for key, value in given.items() if value is not None}
+    checked = check_item(models[name].fields, item, 0)
+    assert [*models[name].predictor.stream_text(checked, **options)] == [part["text"] for part in parts]
+    found = request(address, "/predict", body | {"stream": "auto"})
+    assert found.headers["Content-Type"].startswith("text/event-stream")
+
+
+def test_beams_are_not_streamed(server: tuple[str, dict[str, ServedModel]]) -> None:
+    """They are an error where a stream is asked for, and one answer where it is left to the server."""
+    address, models = server
+    body = {"model": "translation/demo", "item": "the old baker"}
+    found = request(address, "/predict", body | {"stream": True})
+    assert found.status == 422
+    assert "without beams (num_beams 1), found its own." in found.json["error"]
+    assert request(address, "/predict", body | {"stream": "auto"}).json == request(address, "/predict", body).json
+    found = request(address, "/predict", body | {"stream": "yes"})
+    assert "stream: expected true, false or 'auto', found 'yes'." in found.json["error"]
+    body = {"model": "classification/demo", "item": models["classification/demo"].examples[0], "stream": True}
+    assert "classification/demo does not" in request(address, "/predict", body).json["error"]
+    refused("--num_beams: expected 1", lambda: list(models["translation/demo"].predictor.stream_text("the old baker")))
+    refused("no text that comes in parts", models["classification/demo"].predictor.stream_text, "a.png")
+
+
+def test_a_thread_ends_with_its_reader() -> None:
+    from mmattn.tasks.common.streaming import in_parts
+
+    tokens: list[int] = []
+
+    def write(send: Any) -> tuple[str, str]:
+        for number in range(1000):
+            tokens.append(number)
+            send("x" * number)
+            time.sleep(0.001)
+        return "x", "found"
+
+    parts = in_parts(write)
+    assert [next(parts), next(parts)] == ["x", "x"]
+    parts.close()
+    assert len(tokens) < 100
+    assert not [thread for thread in threading.enumerate() if thread.name == "mmattn stream"]
+
+    def fail(send: Any) -> tuple[str, str]:
+        send("a")
+        raise ValueError("what it raised")
+
+    refused("what it raised", lambda: list(in_parts(fail)), error=ValueError)
+
+
+def test_invalid_options_are_one_error_that_names_the_field(server: tuple[str, dict[str, ServedModel]]) -> None:
+    """In the words of requests, which have no dashes; of a list, too, it is the request that fails."""
+    for options, message in {
+        ("temperature", -1): "temperature: expected a number from 0 to 100, found -1.",
+        ("temperature", "hot"): "temperature: expected a number from 0 to 100, found 'hot'.",
+        ("on_long", "x"): "on_long: expected cut or refuse, found 'x'.",
+        ("stop", "\n"): None,
+    }.items():
+        body = {"model": "text_generation/demo", "items": ["a", "b"], "options": dict([options])}
         found = request(server[0], "/predict", body)
-        assert found.status == 422
-        assert "translation/demo does not" in found.json["error"]
+        assert found.status == (200 if message is None else 422)
+        assert found.json.get("error") == message
+
+
+def test_records_leave_out_what_has_no_value(server: tuple[str, dict[str, ServedModel]]) -> None:
+    found = request(server[0], "/predict", {"model": "text_classification/demo", "item": "The soup was never dull."})
+    assert found.json["results"][0]["prediction"].keys() == {"id", "label", "score", "alternatives"}
+
+
+def test_examples_of_a_model_of_own_data(tmp_path: Path) -> None:
+    """They are items of its run's validation; away from the run, there are none."""
+    texts = [(f"the {word} soup number {n}", label) for n in range(12) for word, label in GRADES]
+    small = {"embed_dim": 8, "num_heads": 2, "num_layers": 1}
+    sizes = {"max_epochs": 1, "logger": "csv", "report": True}
+    folder = fit("text_classification", train=texts, dir=tmp_path / "run", model=small, trainer=sizes).dir / "model"
+    (model,) = open_models([str(folder)], device="cpu")
+    assert 1 <= len(model.examples) <= 6
+    assert {item["text"] for item in model.examples} <= {text for text, _ in texts}
+    assert "blue: for good; red: against it" in model.predictor.explain(texts[0][0], label="good").words.shades()[1]
+    shutil.copytree(folder, tmp_path / "shipped")
+    (model,) = open_models([str(tmp_path / "shipped")], device="cpu")
+    assert model.examples == []
+    with serving([model]) as address:
+        assert request(address, "/examples").json["items"] == []
+
+
+def test_examples_of_several_models(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    names = ["a=classification/demo", "translation/demo"]
+    one, other = open_models(names, device="cpu", examples=[f"a={tmp_path}"])
+    assert (len(one.examples), len(other.examples)) == (1, 6)
+    wrong = "--examples: expected NAME=PATH with a name of a, translation/demo, found"
+    refused(wrong, lambda: list(open_models(names, device="cpu", examples=[str(tmp_path)])), error=UserError)
 
 
 def test_examples_of_own_files(tmp_path: Any) -> None:
     from PIL import Image
 
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
-    (model,) = open_models(["classification/demo"], device="cpu", examples=str(tmp_path))
+    (model,) = open_models(["classification/demo"], device="cpu", examples=[str(tmp_path)])
     (item,) = model.examples
     assert item["image"].startswith("data:image/png;base64,")
     assert example_of(model.predictor, model.fields, {"image": tmp_path / "none.png"}) is None

@@ -14,6 +14,7 @@ from mmattn.data.text.language import LanguageTokens
 from mmattn.tasks.text_generation import corpus as corpora
 from mmattn.tasks.text_generation.corpus import Blocks, Corpus, count_words, make_corpus
 from mmattn.tasks.text_generation.data import TextDataset, TextSample
+from mmattn.tasks.text_generation.module import TextGenerationDataModule
 from mmattn.tasks.text_generation.processor import TextGenerationProcessor
 from tests.conftest import refused
 
@@ -46,6 +47,10 @@ def test_formats(tmp_path: Path) -> None:
     data = TextDataset(tmp_path / "a" / "x.txt")
     train, val = data.divided(0)
     assert train[0].whole + val[0].whole == PLAY
+    module = TextGenerationDataModule(train=str(tmp_path / "a" / "x.txt"))
+    assert module.division.startswith("The last tenth of the text is held out for validation;")
+    module = TextGenerationDataModule(train=str(tmp_path / "a" / "x.txt"), document="line")
+    assert module.division.startswith("1 of 3 samples are held out for validation")
 
 
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ def search(
     processor: Any,
     mbr: bool | None = None,
     beginning: str | None = None,
+    on_text: Callable[[str], None] | None = None,
     **options: Any,
 ) -> list[tuple[str, float]]:
     """Generate a text for each row of a batch; returns texts with their log p / length^length_penalty.
@@ -170,6 +171,7 @@ def search(
         mbr: Whether to return the beam of minimum Bayes risk (`mbr_select`) instead of the most probable one; None: as
             the model was measured.
         beginning: Words with which each text begins; None: none.
+        on_text: Called with the first row's text so far after each of its tokens, without beams.
         options: See `decode_options`.
     """
     if mbr is None:
@@ -179,7 +181,16 @@ def search(
     config = replace(config, beginning=first)
     if mbr:
         config = replace(config, num_return_sequences=config.num_beams)
-    found = model.generate(*batch.inputs, config, **beside(model, batch))
+    keywords: dict[str, Any] = beside(model, batch)
+    if on_text is not None:
+        written = list(first)
+
+        def on_token(row: int, token: int) -> None:
+            written.extend([token] if row == 0 else [])
+            on_text(processor.decode(written))
+
+        keywords["on_token"] = on_token
+    found = model.generate(*batch.inputs, config, **keywords)
     log_p = (found.scores * found.lengths**config.length_penalty).tolist()  # [B][K]
     rows = []
     for candidates, scores, row_log_p in zip(found.tokens(), found.scores.tolist(), log_p, strict=True):

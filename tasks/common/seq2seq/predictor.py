@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -17,7 +17,8 @@ from mmattn.generate import GenerationConfig
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.seq2seq.data import PairBatch, PairSample
-from mmattn.tasks.common.seq2seq.model import beside, search
+from mmattn.tasks.common.seq2seq.model import beside, decode_options, search
+from mmattn.tasks.common.streaming import in_parts
 
 Item = str | Mapping[str, Any] | PairSample
 OPTIONS = ("mbr", *(field.name for field in dataclasses.fields(GenerationConfig)))
@@ -39,6 +40,42 @@ class WritingPredictor(Predictor[Any, Written]):
         if options.get("num_beams", 1) < 1:
             raise ConfigError(f"--num_beams: expected 1 or more, found {options['num_beams']}.")
         return dict(options)
+
+    def can_stream(self, options: Mapping[str, Any]) -> bool:
+        given = {name: value for name, value in options.items() if name not in ("mbr", "beginning")}
+        return decode_options(self.processor, None, **given).num_beams == 1
+
+    def stream_text(self, item: Any, **options: Any) -> Generator[str, None, Written]:
+        """Yield the text of one item in parts, as soon as they are generated; return the prediction.
+
+        Args:
+            item: See `predict`.
+            options: Those of `predict_batch`, without beams: `num_beams=1`.
+
+        Raises:
+            ConfigError: There are beams, which settle no word before the end.
+        """
+        options = self.check_options(self._known(self.predict_batch, options))
+        if not self.can_stream(options):
+            raise ConfigError("--num_beams: expected 1 for a text in parts, since beams settle no word before the end.")
+        sample = self.to_sample(item, 0)
+        batch = self.processor.collate([sample]).to(self.device)
+
+        predict: Any = self.predict_batch
+
+        def write(send: Callable[[str], None]) -> tuple[str, Written]:
+            def on_text(text: str) -> None:
+                send(self.written_text(sample, text))
+
+            with torch.inference_mode():
+                (found,) = predict([sample], batch, on_text=on_text, **options)
+            return self.answer_of(found), found
+
+        return (yield from in_parts(write))
+
+    def written_text(self, sample: Any, text: str) -> str:
+        """A generated text, as predictions have it."""
+        return text
 
     def explain_batch(self, samples: Sequence[Any], batch: Any, **options: Any) -> list[Any]:
         """Explain the text of each sample; options as for `predict_batch`."""
@@ -67,6 +104,9 @@ class PairPredictor(WritingPredictor[Written]):
         """Make a prediction of a text, its log p / length^length_penalty, and the number of truncated source tokens."""
 
     # ------------------------------------------------------------------------------------------------------------------
+
+    def written_text(self, sample: Any, text: str) -> str:
+        return self.answer_of(self.written(sample, text, 0.0, 0))
 
     def truth(self, item: Item) -> str | None:
         return item.right_targets()[0] or None if isinstance(item, PairSample) else None

@@ -19,14 +19,14 @@ from starlette.requests import ClientDisconnect
 
 from mmattn import __version__
 from mmattn.tasks.common.serving.batching import Job
-from mmattn.tasks.common.serving.inputs import RequestError
+from mmattn.tasks.common.serving.inputs import AUTO, RequestError
 from mmattn.tasks.common.serving.models import ServedModel
 from mmattn.tasks.common.serving.openapi import body_schema, docs_page, responses
 from mmattn.tasks.common.serving.options import TOKEN, Limits
 from mmattn.tasks.common.serving.server import Server, failure, result
-from mmattn.tasks.common.serving.streaming import streamed
+from mmattn.tasks.common.serving.streaming import can_stream, streamed
 
-PAGE = Path(__file__).with_name("page.html")
+FOLDER, PARTS = Path(__file__).parent, ("page.css", "media.js", "page.js", "page.html")
 # The page runs its own script alone, and loads nothing from elsewhere.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
 POLICY += "img-src 'self' data: blob:; media-src data: blob:; form-action 'none'; base-uri 'none'; frame-ancestors *"
@@ -82,7 +82,7 @@ def create_app(models: Iterable[ServedModel], limits: Limits | None = None, toke
 
     async def predict(request: Request) -> Response:
         model, asked, items = await server.asked(request, "predict")
-        if asked.stream:
+        if asked.stream is True or (asked.stream == AUTO and len(items) == 1 and can_stream(model, asked.options)):
             return await streamed(server, request, model, asked, items)
         jobs = [Job("predict", item, asked.options) for item in items if not isinstance(item, Exception)]
         found = iter(await server.answers(request, model, jobs) if jobs else [])
@@ -125,8 +125,8 @@ def create_app(models: Iterable[ServedModel], limits: Limits | None = None, toke
     async def metrics(request: Request) -> Response:
         return Response(generate_latest(server.registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def start_page(request: Request) -> Response:
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY})
+    async def page(request: Request) -> Response:
+        return HTMLResponse(start_page(), headers={"Content-Security-Policy": POLICY})
 
     async def docs(request: Request) -> Response:
         return HTMLResponse(docs_page([*server.models.values()], server.limits))
@@ -137,11 +137,17 @@ def create_app(models: Iterable[ServedModel], limits: Limits | None = None, toke
     route("/examples", examples, about="Items to try a model with.")
     route("/metrics", metrics, about="Figures of the server, for Prometheus.")
     route("/health", health, about="Whether all models answer.", is_open=True)
-    route("/", start_page, is_open=True)
+    route("/", page, is_open=True)
     route("/docs", docs, is_open=True)
     app.add_exception_handler(HTTPException, _unknown)
     _describe_token(app)
     return app
+
+
+def start_page() -> str:
+    """The page: one document, with its style and its scripts in it."""
+    style, *scripts, page = ((FOLDER / name).read_text(encoding="utf-8") for name in PARTS)
+    return page.replace("{style}", style).replace("{script}", "\n".join(scripts))
 
 
 def check_token(request: Request, secret: str) -> None:

@@ -36,7 +36,7 @@ class Job:
     ) -> None:
         self.kind, self.item, self.options, self.send = kind, item, dict(options), send
         self.key = (kind, json.dumps(self.options, sort_keys=True)) if kind == "predict" else (kind, id(self))
-        self.future: Future[Any] = Future()  # a prediction, what `explained` returns, or None of a stream
+        self.future: Future[Any] = Future()  # a prediction, or what `explained` returns
 
 
 class Worker:
@@ -167,7 +167,11 @@ class Worker:
     def _alone(self, job: Job) -> Any:
         if job.kind == "explain":
             return self.explained(self.predictor.explain(job.item, **job.options))
-        for piece in self.predictor.stream_text(job.item, **job.options):
-            assert job.send is not None
+        assert job.send is not None
+        pieces = self.predictor.stream_text(job.item, **job.options)
+        while True:
+            try:
+                piece = next(pieces)
+            except StopIteration as end:
+                return end.value  # the prediction, if there is one
             job.send(piece)  # raises an exception once the client has left
-        return None

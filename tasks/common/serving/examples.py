@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import mimetypes
 import wave
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,39 @@ from typing import Any
 import numpy as np
 
 from mmattn.data.errors import UserError
-from mmattn.tasks.common.task import Option
+from mmattn.tasks.common.files import write_json
+from mmattn.tasks.common.serving.inputs import item_fields
+from mmattn.tasks.common.task import Option, tasks
 
+FILE = "examples.json"  # of a run
+EXAMPLES = 6  # items that the page shows
 MOST_BYTES = 4 << 20  # of a file that is shown as an example
+MOST_KEPT = 2 << 20  # characters of an item that a run keeps
+
+
+def write_examples(root: Path, predictor: Any, items: Sequence[Any]) -> None:
+    """Keep a few items of a run as requests, in the run and not in its model, which is what is passed on.
+
+    Args:
+        root: The run directory.
+        predictor: The predictor.
+        items: The validation data.
+    """
+    fields, found = item_fields(tasks()[predictor.task]), list[dict[str, str]]()
+    for item in items[:: max(1, len(items) // EXAMPLES)][: 2 * EXAMPLES]:
+        made = example_of(predictor, fields, item)
+        if made and sum(map(len, made.values())) <= MOST_KEPT and len(found) < EXAMPLES:
+            found.append(made)
+    write_json(root / FILE, found)
+
+
+def read_examples(model: Path) -> list[dict[str, str]]:
+    """The items that a run kept; empty: the model's folder is in no run, or it kept none."""
+    try:
+        found = json.loads((model.parent / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 def example_of(predictor: Any, fields: Sequence[Option], item: Any) -> dict[str, str] | None:
@@ -47,12 +78,15 @@ def data_url(value: Any, kind: str) -> str:
     """An image, a recording or a clip as a data URL.
 
     Args:
-        value: A path, a file's bytes, a uint8 array (H, W, 3) or (T, H, W, 3), a PIL image, or samples and their rate.
+        value: A data URL, a path, a file's bytes, a uint8 array (H, W, 3) or (T, H, W, 3), a PIL image, or samples and
+            their rate.
         kind: image, audio or video.
 
     Raises:
         ValueError: It is too large, or of another type.
     """
+    if isinstance(value, str) and value.startswith("data:"):
+        return value
     if isinstance(value, (str, Path)):
         path = Path(value)
         if not path.is_file() or path.stat().st_size > MOST_BYTES:

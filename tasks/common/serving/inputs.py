@@ -17,20 +17,20 @@ from mmattn.tasks.common.task import Option, Task
 # What a client may ask for, since it shares the model with others: least and greatest values of options by name.
 RANGES: dict[str, tuple[float, float]] = {
     "num_beams": (1, 16),
+    "temperature": (0, 100),
     "top_k": (1, 100),
     "passages": (1, 20),
     "max_answer_len": (1, 200),
     "num_sentences": (1, 100),
-    "max_len": (1, 1024),
-    "max_new_tokens": (1, 1024),
     "clips": (1, 10),
     "crops": (1, 3),
-    "window": (0.5, 60),
-    "stride": (0.5, 60),
     "tile": (256, 4096),
 }
+RANGES |= dict.fromkeys(("max_len", "max_new_tokens"), (1, 1024)) | dict.fromkeys(("window", "stride"), (0.5, 60))
+RANGES |= dict.fromkeys(("top_p", "min_p"), (0, 1))
 WRITES = ("DIR", "PATH")  # metavars of options that name files of this machine
 ID = "id"
+AUTO = "auto"
 LONGEST_ID = 200
 
 
@@ -55,7 +55,7 @@ class Asked(NamedTuple):
     items: list[Any]
     options: dict[str, Any]
     alone: bool  # whether one item was given, and not a list
-    stream: bool
+    stream: bool | str  # AUTO: if the model and the options allow it
 
 
 def item_fields(task: Task, loaded: Iterable[str] = ()) -> list[Option]:
@@ -99,13 +99,16 @@ def read_json(body: bytes | bytearray) -> Asked:
     if ("item" in given) == ("items" in given):
         raise RequestError(422, f"body: expected item or items, found {'both' if 'item' in given else 'neither'}.")
     items = given.get("items", [given.get("item")])
-    types: dict[str, Any] = {"model": (str, type(None)), "options": (dict, type(None)), "stream": bool}
+    types: dict[str, Any] = {"model": (str, type(None)), "options": (dict, type(None))}
+    stream = given.get("stream", False)
+    if not isinstance(stream, bool) and stream != AUTO:
+        raise RequestError(422, f"stream: expected true, false or {AUTO!r}, found {shorten(stream)}.")
     for name, kind in types.items():
         if name in given and not isinstance(given[name], kind):
             raise RequestError(422, f"{name}: expected another type of value, found {shorten(given[name])}.")
     if not isinstance(items, list) or not items:
         raise RequestError(422, f"items: expected a list that is not empty, found {shorten(items)}.")
-    return Asked(given.get("model"), items, given.get("options") or {}, "item" in given, given.get("stream", False))
+    return Asked(given.get("model"), items, given.get("options") or {}, "item" in given, stream)
 
 
 def _no_number(text: str) -> None:
@@ -128,11 +131,12 @@ def read_fields(fields: Sequence[tuple[str, str | bytes]], known: Mapping[str, I
             raise RequestError(422, f"form: expected each field once, found {shorten(name)} twice.")
         given[name] = value
     model, stream = given.pop("model", None), given.pop("stream", "false")
-    if not isinstance(model, (str, type(None))) or stream not in ("true", "false"):
-        raise RequestError(422, "form: expected model, a name, and stream, true or false; found another value.")
+    streams: dict[str, bool | str] = {"true": True, "false": False, AUTO: AUTO}
+    if not isinstance(model, (str, type(None))) or not isinstance(stream, str) or stream not in streams:
+        raise RequestError(422, f"form: expected model, a name, and stream, {', '.join(streams)}; found another value.")
     names = {ID, *known.get(model or next(iter(known)), ())}
     item = {name: given.pop(name) for name in list(given) if name in names}
-    return Asked(model, [item], given, True, stream == "true")
+    return Asked(model, [item], given, True, streams[stream])
 
 
 def check_item(fields: Sequence[Option], item: Any, number: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import hashlib
 import math
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,11 @@ from mmattn.tasks.common.cards import summary
 from mmattn.tasks.common.commands import record_of
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.serving.batching import Worker
-from mmattn.tasks.common.serving.examples import example_of
-from mmattn.tasks.common.serving.inputs import item_fields, request_options
+from mmattn.tasks.common.serving.examples import EXAMPLES, example_of, read_examples
+from mmattn.tasks.common.serving.inputs import ID, item_fields, request_options
 from mmattn.tasks.common.serving.options import Limits
-from mmattn.tasks.common.sources import Source, find_model, task_of
+from mmattn.tasks.common.sources import Source, find_model, named_models, task_of
 from mmattn.tasks.common.task import Option, Task, tasks
-
-EXAMPLES = 6  # items that the page shows
 
 
 class ServedModel:
@@ -50,7 +48,7 @@ class ServedModel:
         self.version = version or state_version(predictor)
         self.task: Task = tasks()[predictor.task]
         self.fields: list[Option] = item_fields(self.task, loaded)
-        self.streams = hasattr(predictor, "stream_text")
+        self.streams = any(map(predictor.can_stream, ({}, {"num_beams": 1})))  # with some options
         self.explains = not predictor.packed  # packed weights have no gradients
         self._examples = examples
         self.worker: Any = None
@@ -117,7 +115,10 @@ def _finite(value: Any) -> Any:
 
 
 def png_of(explanation: Any) -> bytes:
-    """The picture of an explanation."""
+    """The picture of an explanation; an item without an id has a number, which its title does not need."""
+    prediction = getattr(explanation, "prediction", None)
+    if getattr(prediction, ID, None) == "0":
+        setattr(prediction, ID, "")
     with tempfile.TemporaryDirectory(prefix="mmattn-") as folder:
         path = Path(folder, "explanation.png")
         explanation.save(path)
@@ -166,7 +167,7 @@ def open_models(
     device: str = "auto",
     precision: str | None = None,
     task: str | None = None,
-    examples: str | None = None,
+    examples: Sequence[str] = (),
     given: Mapping[str, Any] | None = None,
 ) -> Iterator[ServedModel]:
     """Load the models of a server.
@@ -176,12 +177,14 @@ def open_models(
         device: See `load`.
         precision: See `load`.
         task: The task that loads them; None: each model's own.
-        examples: Items for the page, as `--input` of `predict`.
+        examples: Items for the page, each NAME=PATH with a path as for `--input` of `predict`; of a single model the
+            path alone. Models of a user's own data otherwise show items that their run kept, and others samples of the
+            built-in test split.
         given: Additional options of the task's `load`.
 
     Raises:
         CheckpointError: A model is missing or damaged.
-        ConfigError: Two models have the same name.
+        ConfigError: Two models have the same name, or examples belong to none.
     """
     wanted: dict[str, tuple[str, Source, str]] = {}
     for entry in sources:
@@ -192,11 +195,37 @@ def open_models(
         if name in wanted:
             raise ConfigError(f"serve: expected a name for each model, found {name} twice; write NAME=MODEL.")
         wanted[name] = source, found, kind
+    shown = _examples(examples, list(wanted))
     for name, (source, found, kind) in wanted.items():
         predictor = tasks()[kind].resolve("predictor").load(source, device, precision, **(given or {}))
         about = summary(found.config) if found.family is None and _is_stated(found.config) else ""
-        shown = None if examples is None else predictor.open_input(examples)
-        yield ServedModel(name, predictor, file_version(found.folder), about, given or (), shown)
+        items = predictor.open_input(shown[name]) if name in shown else None
+        if items is None and _is_own(found, kind):
+            items = read_examples(found.folder)
+        yield ServedModel(name, predictor, file_version(found.folder), about, given or (), items)
+
+
+def _examples(given: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Paths of examples by the model's name.
+
+    Raises:
+        ConfigError: One belongs to no model.
+    """
+    found: dict[str, str] = {}
+    for entry in given:
+        name, _, path = entry.partition("=")
+        if name not in names or not path:
+            if len(names) > 1:
+                raise ConfigError(f"--examples: expected NAME=PATH with a name of {', '.join(names)}, found {entry!r}.")
+            name, path = names[0], entry
+        found[name] = path
+    return found
+
+
+def _is_own(found: Source, task: str) -> bool:
+    """Whether a model was trained on a user's data, so that built-in samples make no sense to it."""
+    is_ours = found.family is None and bool(found.config.get("own_data"))
+    return is_ours and found.folder not in named_models(task).values()
 
 
 def _is_stated(config: Mapping[str, Any]) -> bool:

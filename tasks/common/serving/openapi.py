@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from mmattn.tasks.common.page import Markup, page, table
-from mmattn.tasks.common.serving.inputs import ID, RANGES, request_options
+from mmattn.tasks.common.serving.inputs import AUTO, ID, RANGES, request_options
 from mmattn.tasks.common.serving.models import ServedModel
 from mmattn.tasks.common.serving.options import TOKEN, Limits
 from mmattn.tasks.common.task import Option
@@ -27,6 +27,7 @@ STATUSES = {
     503: "The server shuts down.",
     504: "The answer took too long.",
 }
+STREAM = "send the text as it is generated; auto: if the model and the options allow it"
 WRONG = {"error": {"type": "string"}, "status": {"type": "integer"}}
 
 
@@ -62,7 +63,7 @@ def body_schema(models: Iterable[ServedModel], limits: Limits, command: str) -> 
     properties: dict[str, Any] = {"model": names, "item": items}
     if command == "predict":
         properties |= {"items": {"type": "array", "items": items, "maxItems": limits.max_items}}
-        properties |= {"stream": {"type": "boolean", "description": "send the text as it is generated"}}
+        properties |= {"stream": {"enum": [True, False, AUTO], "description": STREAM}}
     properties["options"] = {"type": "object", "properties": options}
     forms = []
     for model in models:

@@ -62,8 +62,11 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=above(0, int), default=8000, help="port; 0: any free one (default: 8000)")
     parser.add_argument(
         "--examples",
-        metavar="PATH",
-        help="a file or folder as for `predict --input`, whose first items the page shows (default: built-in data)",
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="a file or folder as for `predict --input`, whose first items the page shows for the model of this name; "
+        "once for each of several models (default: validation items of the model's run, or built-in ones)",
     )
     parser.add_argument(
         "--precision",

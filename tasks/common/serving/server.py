@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from mmattn.tasks.common.serving.models import ServedModel
 from mmattn.tasks.common.serving.options import Limits
 
 LOG = logging.getLogger("mmattn.serve")
+DASHES = re.compile(r"(?<![^\s(])--(?=[a-z])")  # of options, which requests have by name alone
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)  # of batches, in the histogram
 
 
@@ -84,6 +86,10 @@ class Server:
         if len(asked.items) > self.limits.max_items:
             raise RequestError(413, f"items: expected at most {self.limits.max_items}, found {len(asked.items)}.")
         asked = asked._replace(options=check_options(model.task, asked.options, command))
+        try:
+            model.predictor.check_options(asked.options)
+        except UserError as error:  # of the request as a whole
+            raise failure(error) from None
         items: list[Any] = []
         for number, item in enumerate(asked.items):
             try:
@@ -144,7 +150,7 @@ def failure(error: BaseException) -> RequestError:
     if isinstance(error, StoppedError):
         return RequestError(503, "the server shuts down.")
     if isinstance(error, UserError) and not isinstance(error, OSError):
-        return RequestError(422, str(error))
+        return RequestError(422, DASHES.sub("", str(error)))
     LOG.error("the model failed on an item", exc_info=error)
     return RequestError(500, "the model failed on this item; the server's log says why.")
 

@@ -1,18 +1,20 @@
 """Generated text as server-sent events, a piece at a time, from predictors with a method `stream_text`.
 
-`stream_text(item, **options)` yields texts; `can_stream(options)`, if there is one, says whether it takes the options.
+`stream_text(item, **options)` yields texts, and `can_stream(options)` says whether it takes the options; both are
+methods of the predictor (`mmattn.tasks.common.predictor.Predictor`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
+from mmattn.data.errors import shorten
 from mmattn.tasks.common.serving.batching import Job
 from mmattn.tasks.common.serving.inputs import Asked, RequestError
 from mmattn.tasks.common.serving.models import ServedModel
@@ -24,7 +26,7 @@ class ClientLeftError(Exception):
 
 
 async def streamed(server: Server, request: Request, model: ServedModel, asked: Asked, items: list[Any]) -> Response:
-    """The answer to a request with `stream`: events with `text`, the last one with `answer`; or one with `error`.
+    """The answer to a request with `stream`: events with `text`, the last one as of `ServedModel.result`, or an error.
 
     A model that streams answers one request at a time.
 
@@ -37,9 +39,12 @@ async def streamed(server: Server, request: Request, model: ServedModel, asked: 
         raise RequestError(422, f"stream: expected one item, found {len(items)}.")
     if isinstance(items[0], Exception):
         raise items[0]
-    can_stream = getattr(model.predictor, "can_stream", None)
-    if can_stream is not None and not can_stream(asked.options):
-        raise RequestError(422, "stream: expected options with which text comes piece by piece, without beams.")
+    if not can_stream(model, asked.options):
+        raise RequestError(
+            422,
+            f"stream: expected options with which the text of {model.name} comes piece by piece, without beams "
+            f"(num_beams 1), found {shorten(asked.options) if asked.options else 'its own'}.",
+        )
     loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
     closed = False
 
@@ -71,7 +76,9 @@ async def streamed(server: Server, request: Request, model: ServedModel, asked: 
                 yield event({"text": text[-1]})
             error = job.future.exception()
             if error is None:
-                yield event({**model.label, "answer": "".join(text)})
+                found = job.future.result()
+                whole = {} if found is None else model.result(items[0], found)
+                yield event({**model.label, "answer": "".join(text), **whole})
             else:
                 wrong = failure(error)
                 yield event({**model.label, "error": str(wrong), "status": wrong.status})
@@ -82,6 +89,11 @@ async def streamed(server: Server, request: Request, model: ServedModel, asked: 
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+def can_stream(model: ServedModel, options: Mapping[str, Any]) -> bool:
+    """Whether a model generates text piece by piece with the given options."""
+    return model.streams and bool(model.predictor.can_stream(options))
 
 
 def event(content: dict[str, Any]) -> str:
