@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scripts.fuzz_labeled import read_labels, read_video, write_labels, write_videos
+from scripts.fuzz_labeled import read_corpora, read_labels, read_video, write_corpora, write_labels, write_videos
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 8000
@@ -365,6 +365,7 @@ KINDS = (
     Kind("boxes", write_boxes, read_boxes, "*.json *.xml *.txt *.yaml"),
     Kind("captions", write_captions, read_captions, "*.json *.txt *.csv"),
     Kind("labels", write_labels, read_labels, "*.conll *.conllu *.jsonl *.csv"),
+    Kind("corpora", write_corpora, read_corpora),
     Kind("video", write_videos, read_video),
     Kind("safetensors", write_runs, read_model, "model/model.safetensors"),
     Kind("config", write_runs, read_model, "model/config.json"),

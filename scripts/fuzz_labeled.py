@@ -1,4 +1,4 @@
-"""What scripts/fuzz.py damages of text and video classification; see fuzz_kinds.py."""
+"""What scripts/fuzz.py damages of text and video classification, and of text generation; see fuzz_kinds.py."""
 
 from __future__ import annotations
 
@@ -39,3 +39,30 @@ def read_video(path: Path, folder: Path, on_error: str) -> Any:
 
     with open_video(path) as video:
         return [frame.time for frame in video.frames_at([0.0, 0.45, min(video.seconds, 1e6)])]
+
+
+def write_corpora(folder: Path) -> None:
+    """Documents as text files and rows, and instructions."""
+    (folder / "a.txt").write_text("one two\n\nein Hündchen\nfour  five\n", encoding="utf-8")
+    (folder / "b.md").write_text("six, seven", encoding="utf-8")
+    rows = [{"id": f"{n}", "text": "A dog, barking."} for n in range(3)]
+    told = [{"prompt": "Say one:", "response": "one Hündchen"} for _ in range(3)]
+    for name, lines in (("texts", rows), ("instructions", told)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    (folder / "texts.csv").write_text('id,text\n1,"A dog, barking."\n2,one\n')
+    (folder / "instructions.tsv").write_text("prompt\tresponse\nSay one:\tone\nSay two:\ttwo\n")
+
+
+def read_corpora(path: Path, folder: Path, on_error: str) -> Any:
+    """Reads documents or instructions, as files and in parts, and makes the batches of training."""
+    from mmattn.tasks.text_generation.corpus import Blocks
+    from mmattn.tasks.text_generation.data import TextDataset
+    from mmattn.tasks.text_generation.processor import TextGenerationProcessor
+
+    for document in ("file", "paragraph") if path.suffix in (".txt", ".md") else ("file",):
+        data = TextDataset(path, document, on_error=on_error)
+        processor = TextGenerationProcessor.fit(data, block_size=8)
+        blocks = data.samples if data.is_instruction else Blocks(processor.encode_corpus(data), 8)
+        batch = processor.collate(blocks[:2])
+        assert int(batch.labels.max()) < processor.sizes()["vocab_size"]
+    return data.fingerprint()
