@@ -50,7 +50,8 @@ def test_wheel_works_with_foreign_modules_of_common_names(installed: Path, tmp_p
 def test_wheel_contents(installed: Path) -> None:
     assert [path.name for path in installed.iterdir() if path.suffix != ".dist-info"] == ["mmattn"]
     held = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
-    wanted = {"mmattn/py.typed", "mmattn/tasks/common/serving/page.html"}
+    page = (path for path in ROOT.glob("tasks/common/serving/*.*") if path.suffix in (".html", ".css", ".js"))
+    wanted = {"mmattn/py.typed", *(f"mmattn/{path.relative_to(ROOT)}" for path in page)}
     for source, target in (("mmattn", "mmattn"), ("tasks", "mmattn/tasks"), ("data", "mmattn/data")):
         files = (path for path in (ROOT / source).rglob("*.py") if (path.parent / "__init__.py").exists())
         wanted |= {f"{target}/{path.relative_to(ROOT / source)}" for path in files}  # an unfinished task is no package

@@ -342,6 +342,11 @@ def test_examples_of_a_model_of_own_data(tmp_path: Path) -> None:
         assert request(address, "/examples").json["items"] == []
 
 
+def test_examples_of_a_named_model() -> None:
+    (model,) = open_models(["text_generation/tinyshakespeare"], device="cpu")
+    assert model.examples[0] == {"prompt": "ROMEO:"}
+
+
 def test_examples_of_several_models(tmp_path: Path) -> None:
     from PIL import Image
 

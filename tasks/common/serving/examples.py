@@ -18,7 +18,7 @@ from mmattn.tasks.common.files import write_json
 from mmattn.tasks.common.serving.inputs import item_fields
 from mmattn.tasks.common.task import Option, tasks
 
-FILE = "examples.json"  # of a run
+FILE = "examples.json"  # of a run, and of named models whose data differ from the built-in data
 EXAMPLES = 6  # items that the page shows
 MOST_BYTES = 4 << 20  # of a file that is shown as an example
 MOST_KEPT = 2 << 20  # characters of an item that a run keeps
@@ -40,10 +40,10 @@ def write_examples(root: Path, predictor: Any, items: Sequence[Any]) -> None:
     write_json(root / FILE, found)
 
 
-def read_examples(model: Path) -> list[dict[str, str]]:
-    """The items that a run kept; empty: the model's folder is in no run, or it kept none."""
+def read_examples(folder: Path) -> list[dict[str, str]]:
+    """The items that are kept in a folder, that of a run or of a named model; empty: none are."""
     try:
-        found = json.loads((model.parent / FILE).read_text(encoding="utf-8"))
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []

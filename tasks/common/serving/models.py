@@ -201,7 +201,9 @@ def open_models(
         about = summary(found.config) if found.family is None and _is_stated(found.config) else ""
         items = predictor.open_input(shown[name]) if name in shown else None
         if items is None and _is_own(found, kind):
-            items = read_examples(found.folder)
+            items = read_examples(found.folder.parent)
+        elif items is None:
+            items = read_examples(found.folder) or None
         yield ServedModel(name, predictor, file_version(found.folder), about, given or (), items)
 
 

@@ -107,6 +107,7 @@ class Server:
         """
         submit(model, jobs)
         found = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs), return_exceptions=True)
+        found.add_done_callback(lambda done: done.cancelled() or done.exception())  # cancelled below: nobody asks
         left: asyncio.Future[Any] = asyncio.ensure_future(gone(request))
         both: set[asyncio.Future[Any]] = {found, left}
         try:
