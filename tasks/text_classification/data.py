@@ -13,6 +13,7 @@ from torch import Tensor
 from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
+from mmattn.data.names import nfc
 from mmattn.data.readers import TABLES, as_path, read_rows
 from mmattn.data.table import Table
 from mmattn.tasks.text_classification.formats import (
@@ -141,7 +142,7 @@ class TextDataset(SampleDataset[TextSample]):
         return next(iter(self.kinds.values()))
 
     def _given(self, samples: Iterable[Any]) -> Iterator[tuple[str, TextSample]]:
-        found = list(super()._given(samples))
+        found = [(where, _composed(sample)) for where, sample in super()._given(samples)]
         tasks: dict[str, list[TextSample]] = {}
         for _, sample in found:
             tasks.setdefault(sample.task, []).append(sample)
@@ -215,6 +216,12 @@ class TextDataset(SampleDataset[TextSample]):
         if sample.score is not None:
             found["score"] = sample.score
         return found | ({"label": sample.labels} if sample.labels else {})
+
+
+def _composed(sample: TextSample) -> TextSample:
+    """A sample whose labels have composed accents, as those of files have."""
+    labels = [nfc(label) if isinstance(label, str) else label for label in sample.labels]
+    return sample if labels == sample.labels else replace(sample, labels=labels)
 
 
 def _sample(row: Row, kind: str, where: str, labeled: bool) -> TextSample:

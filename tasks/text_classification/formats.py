@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, Problems, shorten
+from mmattn.data.names import nfc
 from mmattn.data.readers import TABLES, as_path, read_lines, read_rows, report_missing
 from mmattn.data.table import Table
 
@@ -193,13 +194,13 @@ def names_of(label: Any) -> list[Any]:
     """A cell of labels as a list: a list itself, or names separated by |."""
     if isinstance(label, (list, tuple)):
         return [name_of(one) for one in label]
-    return [part.strip() for part in str(label).split("|") if part.strip()]
+    return [nfc(part.strip()) for part in str(label).split("|") if part.strip()]
 
 
 def name_of(label: Any) -> Any:
-    """A label's name: texts without spaces around them, whole numbers and truth values in words; others unchanged."""
+    """A label's name: texts without spaces around them, accents composed; numbers and truth values in words."""
     if isinstance(label, bool):
         return str(label).lower()
     if isinstance(label, (int, float)):
         return f"{label:g}"
-    return label.strip() if isinstance(label, str) else label
+    return nfc(label.strip()) if isinstance(label, str) else label

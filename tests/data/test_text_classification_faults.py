@@ -1,0 +1,21 @@
+"""Faulty and unusual files of texts with labels: what is repaired, and what ends in an error that names its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmattn.tasks.text_classification.data import TextDataset, TextSample
+from mmattn.tasks.text_classification.processor import TextClassificationProcessor
+from tests.data.test_text_classification_data import write
+
+ACCENT = "e\u0301"  # a letter and its accent apart, as macOS writes them
+
+
+def test_accents_of_labels_are_composed(tmp_path: Path) -> None:
+    """A tag is the same label whether or not its accents are composed."""
+    data = TextDataset(write(tmp_path, "a.conll", f"caf{ACCENT} B-{ACCENT}\nnot O\n\nthe B-\u00e9\n"))
+    assert [sample.labels for sample in data.samples] == [["B-\u00e9", "O"], ["B-\u00e9"]]
+    given = TextDataset([TextSample("0", "a b", words=["a", "b"], labels=[ACCENT, "O"])])
+    processor = TextClassificationProcessor.fit(given)
+    assert processor.labels == ["O", "\u00e9"]
+    assert processor.collate(given.samples).targets[""][1].tolist() == [[1, 0]]
