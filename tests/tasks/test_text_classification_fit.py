@@ -217,6 +217,8 @@ def test_shipped_model(tmp_path: Path) -> None:
     assert isinstance(predictor, TextClassificationPredictor)
     assert predictor.embed(list(pair)).norm(dim=1).tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
     refused("expected a masked language model", predictor.fill_mask, ["a [MASK]"])
+    refused("embed: expected a list of texts, found a text alone", predictor.embed, "a text")
+    refused("item 1: expected a text that is not empty, found ' '", predictor.embed, ["a text", " "])
 
 
 @pytest.mark.parametrize("kind", ["single_label", "tagging"])
