@@ -112,6 +112,13 @@ def test_several_tasks(files: Path, tmp_path: Path) -> None:
     assert predictor("The soup was good.").label in {"negative", "positive"}
     assert isinstance(predictor("The soup was good.", task="near").score, float)
     assert len(predictor({"words": ["The", "soup"], "task": "two"}).labels) == 2
+    assert predictor("The soup was fine.", task="two").words == ["The", "soup", "was", "fine", "."]
+    assert len(predictor.explain("The soup was fine.", task="two").words.weights) == 5
+    for name, file in (("two", "tags_val.conll"), ("near", "tags_val.conll"), ("two", "score_val.jsonl")):
+        given = ("--checkpoint", tmp_path / "run", "--input", files / file, "--task", name)
+        ask("predict", *given, "--output", tmp_path / f"{name}-{file}", task="text_classification")
+        first = lines(tmp_path / f"{name}-{file}")[0]
+        assert len(first["labels"] or []) == len(first["words"] or []) > 0 if name == "two" else first["score"]
     refused("task: expected one of one, two, near, found 'three'", predictor, "x", task="three", error=ConfigError)
     paths["val"] = f"{{other: {files}/single_val.jsonl}}"
     wrong = ["--data.train", paths["train"], "--data.val", paths["val"], *quiet.split()]
@@ -220,10 +227,10 @@ def test_shipped_model(tmp_path: Path) -> None:
     assert torch.allclose(other.words.weights, -explanation.words.weights, atol=1e-4)
     refused("--label: expected one of negative, positive, found 'postive'", predictor.explain, pair[0], label="postive")
     assert isinstance(predictor, TextClassificationPredictor)
-    assert predictor.embed(list(pair)).norm(dim=1).tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
-    refused("expected a masked language model", predictor.fill_mask, ["a [MASK]"])
     refused("embed: expected a list of texts, found a text alone", predictor.embed, "a text")
     refused("item 1: expected a text that is not empty, found ' '", predictor.embed, ["a text", " "])
+    assert predictor.embed(list(pair)).norm(dim=1).tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
+    refused("expected a masked language model", predictor.fill_mask, ["a [MASK]"])
 
 
 @pytest.mark.parametrize("kind", ["single_label", "tagging"])
