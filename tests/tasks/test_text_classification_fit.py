@@ -161,6 +161,11 @@ def test_pretraining_on_plain_text(objective: str, files: Path, tmp_path: Path) 
     assert load(begun / "model", device="cpu").labels == ["negative", "positive"]
     refused("expected labels, found plain text", fit, tmp_path / "no", data(files, "lines", "txt"), error=ConfigError)
 
+    if objective == "mlm":
+        again = fit(tmp_path / "again", f"{data(files, 'lines', 'txt')} --loss.objective mlm --init_from {begun}")
+        assert not any(name.startswith("pooling.") for name in weights(again))
+        tagged = fit(tmp_path / "tagged", f"{data(files, 'tags', 'conll')} --init_from {begun}")
+        assert not any(name.startswith("pooling.") for name in weights(tagged))
 
 @pytest.mark.parity
 def test_few_examples(tmp_path: Path, pair_tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:
