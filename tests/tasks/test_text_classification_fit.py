@@ -252,4 +252,7 @@ def test_export_of_a_model_of_short_texts(kind: str, tmp_path: Path) -> None:
     """The examples are no longer than the model's texts."""
     folder = fit(tmp_path / "run", f"--data.kind {kind} --data.max_len 5")
     assert load(folder / "model", device="cpu").export(tmp_path / "graphs", formats=("torch",))
+    packed = load("text_classification/demo", device="cpu", precision="int8")
+    assert packed(pair[0]).label == "negative"
+    refused("precision: expected weights that are not packed", packed.explain, pair[0], error=ConfigError)
     assert list((tmp_path / "graphs").glob("*.pt2"))
