@@ -220,6 +220,13 @@ def test_bad_data_end_in_one_error(files: Path, tmp_path: Path) -> None:
         (f"--data.train {files}/single_train.jsonl --data.max_len 3", "max_len: expected at least 5 tokens"),
     ):
         refused(message, fit, tmp_path / "run", options, error=(ConfigError, DataError))
+    for options, message in (
+        (f"{data(files, 'score')} --loss.class_weights true", "class_weights: expected training data with labels"),
+        (f"{data(files, 'tags', 'conll')} --data.augment.swap 0.1", "expected texts to augment, found words with tags"),
+        (f"{data(files, 'single')} --data.augment.swap often", "data.augment.swap: expected a number from 0 to 1"),
+        (f"{data(files, 'single')} --data.columns.lable x", "data.columns: expected .*'lable' .did you mean 'label'"),
+    ):
+        refused(message, fit, tmp_path / "run", options, error=(ConfigError, DataError))
     assert not (tmp_path / "run" / "model").exists()
 
 
@@ -245,6 +252,9 @@ def test_shipped_model(tmp_path: Path) -> None:
     refused("item 1: expected a text that is not empty, found ' '", predictor.embed, ["a text", " "])
     assert predictor.embed(list(pair)).norm(dim=1).tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
     refused("expected a masked language model", predictor.fill_mask, ["a [MASK]"])
+    packed = load("text_classification/demo", device="cpu", precision="int8")
+    assert packed(pair[0]).label == "negative"
+    refused("precision: expected weights that are not packed", packed.explain, pair[0], error=ConfigError)
 
 
 @pytest.mark.parametrize("kind", ["single_label", "tagging"])
@@ -252,7 +262,4 @@ def test_export_of_a_model_of_short_texts(kind: str, tmp_path: Path) -> None:
     """The examples are no longer than the model's texts."""
     folder = fit(tmp_path / "run", f"--data.kind {kind} --data.max_len 5")
     assert load(folder / "model", device="cpu").export(tmp_path / "graphs", formats=("torch",))
-    packed = load("text_classification/demo", device="cpu", precision="int8")
-    assert packed(pair[0]).label == "negative"
-    refused("precision: expected weights that are not packed", packed.explain, pair[0], error=ConfigError)
     assert list((tmp_path / "graphs").glob("*.pt2"))
