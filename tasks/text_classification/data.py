@@ -6,19 +6,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor
 
 from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
-from mmattn.data.errors import DataError, Problems, is_broken, shorten
+from mmattn.data.errors import DataError, Problems, is_broken, nearest, shorten
+from mmattn.data.names import nfc
 from mmattn.data.readers import TABLES, as_path, read_rows
 from mmattn.data.table import Table
 from mmattn.tasks.text_classification.formats import (
+    KEYS,
     KINDS,
     MULTI,
     REGRESSION,
+    SCORE,
     SINGLE,
     TAGGING,
     TEXT,
@@ -111,6 +114,9 @@ class TextDataset(SampleDataset[TextSample]):
     ) -> None:
         if kind not in (None, *KINDS):
             raise DataError(f"data.kind: expected one of {', '.join(KINDS)}, found {kind!r}")
+        if strange := sorted(set(columns or {}) - set(KEYS)):
+            hint = nearest(strange[0], KEYS)
+            raise DataError(f"data.columns: expected some of {', '.join(KEYS)}, found {strange[0]!r}{hint}")
         self.names, self.kinds, self.reasons = dict(columns or {}), dict(kinds or {}), dict[str, str]()
         self.given = kind
         if isinstance(source, Mapping):
@@ -141,7 +147,7 @@ class TextDataset(SampleDataset[TextSample]):
         return next(iter(self.kinds.values()))
 
     def _given(self, samples: Iterable[Any]) -> Iterator[tuple[str, TextSample]]:
-        found = list(super()._given(samples))
+        found = [(where, _composed(sample)) for where, sample in super()._given(samples)]
         tasks: dict[str, list[TextSample]] = {}
         for _, sample in found:
             tasks.setdefault(sample.task, []).append(sample)
@@ -191,7 +197,33 @@ class TextDataset(SampleDataset[TextSample]):
             return "one label (several need data.kind: multi_label)", shorten(sample.labels)
         if kind == REGRESSION and sample.score is None:
             return "a score, a number", "none"
+        if kind == REGRESSION and number_of(sample.score) is None:
+            return SCORE, shorten(sample.score)
         return None
+
+    def divided(self, seed: int) -> tuple[Self, Self]:
+        """See the base class; a sample with a label that no sample left to training has is left to it, too."""
+        train, val = super().divided(seed)
+        labels = {id(sample): {(sample.task, label) for label in sample.labels} for sample in self.samples}
+        count = Counter(label for sample in self.samples for label in labels[id(sample)])
+        left = Counter(label for sample in train.samples for label in labels[id(sample)])
+        held = set()
+        for sample in val.samples:
+            own = labels[id(sample)]
+            if all(left[label] for label in own):
+                held.add(id(sample))
+            else:
+                left.update(own)
+        if not held:
+            shared = (sample for sample in self.samples if all(count[label] > 1 for label in labels[id(sample)]))
+            if (other := next(shared, None)) is None:
+                found = f"{len(self)} {self.item}s, each with a label that no other one has (--data.val gives your own)"
+                raise DataError(self.name, f"two {self.item}s of a label, to hold one out for validation", found)
+            held = {id(other)}
+        chosen = [n for n, sample in enumerate(self.samples) if id(sample) in held]
+        rest, part = self.take(sorted(set(range(len(self))) - set(chosen))), self.take(chosen)
+        part.name, part.problems = val.name, val.problems
+        return rest, part
 
     def identity(self, sample: TextSample) -> tuple[list[Any], Sequence[Any]]:
         values = [sample.id, sample.text, sample.text_pair, sample.labels, sample.score, sample.task, sample.evidence]
@@ -215,6 +247,12 @@ class TextDataset(SampleDataset[TextSample]):
         if sample.score is not None:
             found["score"] = sample.score
         return found | ({"label": sample.labels} if sample.labels else {})
+
+
+def _composed(sample: TextSample) -> TextSample:
+    """A sample whose labels have composed accents, as those of files have."""
+    labels = [nfc(label) if isinstance(label, str) else label for label in sample.labels]
+    return sample if labels == sample.labels else replace(sample, labels=labels)
 
 
 def _sample(row: Row, kind: str, where: str, labeled: bool) -> TextSample:
@@ -250,7 +288,7 @@ def _sample(row: Row, kind: str, where: str, labeled: bool) -> TextSample:
         value = row.get("score", given)
         number = None if value in (None, "") else number_of(value)
         if value not in (None, "") and number is None:
-            raise DataError(where, "a score, a finite number", shorten(value))
+            raise DataError(where, SCORE, shorten(value))
         return replace(sample, score=number)
     if kind == MULTI:
         names = [] if given is None else names_of(given)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, Problems, shorten
+from mmattn.data.names import nfc
 from mmattn.data.readers import TABLES, as_path, read_lines, read_rows, report_missing
 from mmattn.data.table import Table
 
@@ -37,7 +38,9 @@ def read_samples(
     if suffix in CONLL:
         yield from _conll(path, labeled, problems)
     elif suffix == CONLLU:
-        yield from _conllu(path, columns.get("tags", "upos"), labeled, problems)
+        label = columns.get("label")  # which may be that of the table of another task
+        column = columns.get("tags", label if label in COLUMNS else "upos")
+        yield from _conllu(path, column, labeled, problems)
     elif suffix == PLAIN:
         yield from _plain(path)
     elif suffix in TABLES or isinstance(path, Table):
@@ -100,7 +103,9 @@ def _conll(path: str | Path | Table, labeled: bool, problems: Problems) -> Itera
     """A word a line: its first column; the last one is its tag. Tabs separate columns, or else spaces."""
     width: int | None = None
     for block in _blocks(path, comments=False):
-        if block[0][1].split()[0] == "-DOCSTART-":
+        if block[0][1].split()[0] == "-DOCSTART-":  # a line alone, or right before the first sentence
+            block = block[1:]
+        if not block:
             continue
         cells = [
             (line, [c.strip() for c in (text.split("\t") if "\t" in text else text.split())]) for line, text in block
@@ -110,7 +115,8 @@ def _conll(path: str | Path | Table, labeled: bool, problems: Problems) -> Itera
         bad = next(((line, row) for line, row in cells if len(row) != width or len(row) < least or not all(row)), None)
         where = f"{path}, line {block[0][0]}"
         if bad is not None:
-            expected = f"{max(width, least)} columns, the first a word and the last its tag"
+            empty = ", none of them empty" if len(bad[1]) == width >= least else ""
+            expected = f"{max(width, least)} columns, the first a word and the last its tag{empty}"
             problems.add(f"{path}, line {bad[0]}", expected, f"{len(bad[1])}: {shorten(' '.join(bad[1]))}")
             continue
         row: Row = {"id": str(block[0][0]), "words": [row[0] for _, row in cells]}
@@ -155,6 +161,8 @@ def _conllu(path: str | Path | Table, column: str, labeled: bool, problems: Prob
 
 SINGLE, MULTI, REGRESSION, TAGGING, TEXT = "single_label", "multi_label", "regression", "tagging", "text"
 KINDS = (SINGLE, MULTI, REGRESSION, TAGGING, TEXT)
+LARGEST = 1e18  # magnitude of a score: its square is a number of single precision
+SCORE = f"a score, a finite number of magnitude below {LARGEST:g}"
 
 
 def kind_of(rows: Sequence[Row]) -> tuple[str, str]:
@@ -173,7 +181,7 @@ def kind_of(rows: Sequence[Row]) -> tuple[str, str]:
     labels = [row["label"] for row in rows if "label" in row]
     if not labels:
         return TEXT, "no item has a label"
-    if all(number_of(label) is not None for label in labels):
+    if all(_float(label) is not None for label in labels):  # one that is not finite is an error of its item
         broken = next((label for label in labels if isinstance(label, float) or "." in str(label)), None)
         if broken is not None:
             return REGRESSION, f"labels are numbers such as {broken}"
@@ -181,27 +189,31 @@ def kind_of(rows: Sequence[Row]) -> tuple[str, str]:
 
 
 def number_of(label: Any) -> float | None:
-    """A label as a number; None if it is none, or not finite."""
+    """A label as a number; None if it is none, not finite, or larger than single precision computes with."""
+    value = _float(label)
+    return value if value is not None and abs(value) < LARGEST else None
+
+
+def _float(label: Any) -> float | None:
     if isinstance(label, bool) or not isinstance(label, (int, float, str)):
         return None
     try:
-        value = float(label)
-    except ValueError:
+        return None if "_" in str(label) else float(label)  # Python alone reads 1_000 as a number
+    except (ValueError, OverflowError):
         return None
-    return value if abs(value) < float("inf") else None
 
 
 def names_of(label: Any) -> list[Any]:
     """A cell of labels as a list: a list itself, or names separated by |."""
     if isinstance(label, (list, tuple)):
         return [name_of(one) for one in label]
-    return [part.strip() for part in str(label).split("|") if part.strip()]
+    return [nfc(part.strip()) for part in str(label).split("|") if part.strip()]
 
 
 def name_of(label: Any) -> Any:
-    """A label's name: texts without spaces around them, whole numbers and truth values in words; others unchanged."""
+    """A label's name: texts without spaces around them, accents composed; numbers and truth values in words."""
     if isinstance(label, bool):
         return str(label).lower()
     if isinstance(label, (int, float)):
         return f"{label:g}"
-    return label.strip() if isinstance(label, str) else label
+    return nfc(label.strip()) if isinstance(label, str) else label

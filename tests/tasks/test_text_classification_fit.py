@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmattn import load
-from mmattn.data.errors import DataError
+from mmattn.data.errors import DataError, UserError
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.text_classification.demo import make, make_tagged
 from mmattn.tasks.text_classification.localisation import localisation
@@ -64,6 +64,11 @@ def test_kinds_of_labels(name: str, suffix: str, metric: str, options: str, file
     folder = fit(tmp_path / "run", f"{data(files, name, suffix)} {options}")
     assert metric in read(folder / "metrics.json")["validation"]
     path = files / f"{name}_val.{suffix}"
+    if name == "single":
+        write_lines(tmp_path / "other.jsonl", [{"text": "The soup", "label": "unheard of"}])
+        other = ("--input", tmp_path / "other.jsonl", "--output", tmp_path / "other")
+        ask("predict", "--checkpoint", folder, *other, task="text_classification")
+        assert lines(tmp_path / "other")[0]["label"] in {"negative", "positive"}
     ask("predict", "--checkpoint", folder, "--input", path, "--output", tmp_path / "o", task="text_classification")
     rows = lines(tmp_path / "o")
     assert len(rows) == 12
@@ -107,7 +112,21 @@ def test_several_tasks(files: Path, tmp_path: Path) -> None:
     assert predictor("The soup was good.").label in {"negative", "positive"}
     assert isinstance(predictor("The soup was good.", task="near").score, float)
     assert len(predictor({"words": ["The", "soup"], "task": "two"}).labels) == 2
+    assert predictor("The soup was fine.", task="two").words == ["The", "soup", "was", "fine", "."]
+    assert len(predictor.explain("The soup was fine.", task="two").words.weights) == 5
+    for name, file in (("two", "tags_val.conll"), ("near", "tags_val.conll"), ("two", "score_val.jsonl")):
+        given = ("--checkpoint", tmp_path / "run", "--input", files / file, "--task", name)
+        ask("predict", *given, "--output", tmp_path / f"{name}-{file}", task="text_classification")
+        first = lines(tmp_path / f"{name}-{file}")[0]
+        assert len(first["labels"] or []) == len(first["words"] or []) > 0 if name == "two" else first["score"]
     refused("task: expected one of one, two, near, found 'three'", predictor, "x", task="three", error=ConfigError)
+    measured = ["--checkpoint", str(tmp_path / "run" / "model"), *quiet.split()]
+    for command, more, message in (
+        ("validate", [], "was trained on your own data"),
+        ("test", ["--data.test", str(files / "single_val.jsonl")], "expected a file for each of the tasks one, two"),
+    ):
+        there = ["--trainer.default_root_dir", str(tmp_path / command)]
+        refused(message, cli.run, tasks()["text_classification"], command, [*measured, *more, *there], error=UserError)
     paths["val"] = f"{{other: {files}/single_val.jsonl}}"
     wrong = ["--data.train", paths["train"], "--data.val", paths["val"], *quiet.split()]
     place = ["--trainer.default_root_dir", str(tmp_path / "other")]
@@ -130,6 +149,8 @@ def test_pretraining_on_plain_text(objective: str, files: Path, tmp_path: Path) 
     predictor = load(folder / "model", device="cpu")
     ((gap,),) = predictor.fill_mask(["The soup was [MASK]."], top_k=3)
     assert len(gap) == 3
+    ((every,),) = predictor.fill_mask(["The [MASK]"], top_k=100_000)
+    assert len(every) == predictor.processor.tokenizer.vocab_size
     assert all(0 <= score <= 1 for _, score in gap)
     assert predictor.embed(["a soup", "a bed"]).shape == (2, 16)
     begun = fit(
@@ -140,6 +161,11 @@ def test_pretraining_on_plain_text(objective: str, files: Path, tmp_path: Path) 
     assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in shared)
     assert not any(name.startswith("language.") for name in after)
     assert load(begun / "model", device="cpu").labels == ["negative", "positive"]
+    if objective == "mlm":
+        again = fit(tmp_path / "again", f"{data(files, 'lines', 'txt')} --loss.objective mlm --init_from {begun}")
+        assert not any(name.startswith("pooling.") for name in weights(again))
+        tagged = fit(tmp_path / "tagged", f"{data(files, 'tags', 'conll')} --init_from {begun}")
+        assert not any(name.startswith("pooling.") for name in weights(tagged))
     refused("expected labels, found plain text", fit, tmp_path / "no", data(files, "lines", "txt"), error=ConfigError)
 
 
@@ -194,6 +220,13 @@ def test_bad_data_end_in_one_error(files: Path, tmp_path: Path) -> None:
         (f"--data.train {files}/single_train.jsonl --data.max_len 3", "max_len: expected at least 5 tokens"),
     ):
         refused(message, fit, tmp_path / "run", options, error=(ConfigError, DataError))
+    for options, message in (
+        (f"{data(files, 'score')} --loss.class_weights true", "class_weights: expected training data with labels"),
+        (f"{data(files, 'tags', 'conll')} --data.augment.swap 0.1", "expected texts to augment, found words with tags"),
+        (f"{data(files, 'single')} --data.augment.swap often", "data.augment.swap: expected a number from 0 to 1"),
+        (f"{data(files, 'single')} --data.columns.lable x", "data.columns: expected .*'lable' .did you mean 'label'"),
+    ):
+        refused(message, fit, tmp_path / "run", options, error=(ConfigError, DataError))
     assert not (tmp_path / "run" / "model").exists()
 
 
@@ -215,5 +248,18 @@ def test_shipped_model(tmp_path: Path) -> None:
     assert torch.allclose(other.words.weights, -explanation.words.weights, atol=1e-4)
     refused("--label: expected one of negative, positive, found 'postive'", predictor.explain, pair[0], label="postive")
     assert isinstance(predictor, TextClassificationPredictor)
+    refused("embed: expected a list of texts, found a text alone", predictor.embed, "a text")
+    refused("item 1: expected a text that is not empty, found ' '", predictor.embed, ["a text", " "])
     assert predictor.embed(list(pair)).norm(dim=1).tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
     refused("expected a masked language model", predictor.fill_mask, ["a [MASK]"])
+    packed = load("text_classification/demo", device="cpu", precision="int8")
+    assert packed(pair[0]).label == "negative"
+    refused("precision: expected weights that are not packed", packed.explain, pair[0], error=ConfigError)
+
+
+@pytest.mark.parametrize("kind", ["single_label", "tagging"])
+def test_export_of_a_model_of_short_texts(kind: str, tmp_path: Path) -> None:
+    """The examples are no longer than the model's texts."""
+    folder = fit(tmp_path / "run", f"--data.kind {kind} --data.max_len 5")
+    assert load(folder / "model", device="cpu").export(tmp_path / "graphs", formats=("torch",))
+    assert list((tmp_path / "graphs").glob("*.pt2"))
