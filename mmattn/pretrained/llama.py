@@ -161,9 +161,8 @@ def _yarn(given: Mapping[str, Any], longest: Any) -> dict[str, Any]:
     def size(scale: float) -> float:
         return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    attention = given.get("attention_factor")
+    one, every, attention = (given.get(name) for name in ("mscale", "mscale_all_dim", "attention_factor"))
     if attention is None:
-        own, all_dim = given.get("mscale"), given.get("mscale_all_dim")
-        attention = size(own) / size(all_dim) if own and all_dim else size(1.0)
+        attention = size(one) / size(every) if one and every else size(1.0)
     betas = {"beta_fast": given.get("beta_fast") or 32, "beta_slow": given.get("beta_slow") or 1}
     return {"factor": factor, "attention_factor": attention, **betas}
