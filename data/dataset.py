@@ -148,7 +148,9 @@ class SampleDataset(Dataset[S]):
         if self.problems.items:
             logger.warning("%s", self.problems.summary(self.name, len(checked)))
         if not checked:
-            found = f"none ({len(self.skipped)} invalid ones excluded)" if self.skipped else "none"
+            found = "none"
+            if self.skipped:
+                found = f"none ({len(self.skipped)} invalid ones excluded); {': '.join(self.skipped[0])}"
             raise DataError(self.name, f"at least one {self.item}", found)
 
     @property

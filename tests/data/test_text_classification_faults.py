@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmattn.tasks.text_classification.data import TextDataset, TextSample
 from mmattn.tasks.text_classification.processor import TextClassificationProcessor
+from tests.conftest import refused
 from tests.data.test_text_classification_data import write
 
 ACCENT = "e\u0301"  # a letter and its accent apart, as macOS writes them
@@ -19,3 +20,10 @@ def test_accents_of_labels_are_composed(tmp_path: Path) -> None:
     processor = TextClassificationProcessor.fit(given)
     assert processor.labels == ["O", "\u00e9"]
     assert processor.collate(given.samples).targets[""][1].tolist() == [[1, 0]]
+
+
+def test_files_of_bad_items_alone(tmp_path: Path) -> None:
+    """The error names the first of them."""
+    path = write(tmp_path, "a.csv", "text,label\n,a\n ,b\n")
+    message = refused("found none .2 invalid ones excluded.; ", TextDataset, path, on_error="skip")
+    assert "a.csv, line 2: expected a text that is not empty, found ''" in message
