@@ -99,7 +99,9 @@ def _conll(path: str | Path | Table, labeled: bool, problems: Problems) -> Itera
     """A word a line: its first column; the last one is its tag. Tabs separate columns, or else spaces."""
     width: int | None = None
     for block in _blocks(path, comments=False):
-        if block[0][1].split()[0] == "-DOCSTART-":
+        if block[0][1].split()[0] == "-DOCSTART-":  # a line alone, or right before the first sentence
+            block = block[1:]
+        if not block:
             continue
         cells = [
             (line, [c.strip() for c in (text.split("\t") if "\t" in text else text.split())]) for line, text in block

@@ -22,6 +22,11 @@ def test_accents_of_labels_are_composed(tmp_path: Path) -> None:
     assert processor.collate(given.samples).targets[""][1].tolist() == [[1, 0]]
 
 
+def test_first_sentence_right_below_a_document(tmp_path: Path) -> None:
+    data = TextDataset(write(tmp_path, "a.conll", "-DOCSTART- O\nAda B-x\nran O\n\n-DOCSTART- O\n\nno O\n"))
+    assert [sample.words for sample in data.samples] == [["Ada", "ran"], ["no"]]
+
+
 def test_files_of_bad_items_alone(tmp_path: Path) -> None:
     """The error names the first of them."""
     path = write(tmp_path, "a.csv", "text,label\n,a\n ,b\n")
