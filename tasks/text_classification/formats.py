@@ -111,7 +111,8 @@ def _conll(path: str | Path | Table, labeled: bool, problems: Problems) -> Itera
         bad = next(((line, row) for line, row in cells if len(row) != width or len(row) < least or not all(row)), None)
         where = f"{path}, line {block[0][0]}"
         if bad is not None:
-            expected = f"{max(width, least)} columns, the first a word and the last its tag"
+            empty = ", none of them empty" if len(bad[1]) == width >= least else ""
+            expected = f"{max(width, least)} columns, the first a word and the last its tag{empty}"
             problems.add(f"{path}, line {bad[0]}", expected, f"{len(bad[1])}: {shorten(' '.join(bad[1]))}")
             continue
         row: Row = {"id": str(block[0][0]), "words": [row[0] for _, row in cells]}

@@ -27,6 +27,11 @@ def test_first_sentence_right_below_a_document(tmp_path: Path) -> None:
     assert [sample.words for sample in data.samples] == [["Ada", "ran"], ["no"]]
 
 
+def test_empty_cells_of_conll(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.conll", "Ada\tB-x\nran\t\n")
+    refused("line 2: expected 2 columns, the first a word and the last its tag, none of them empty", TextDataset, path)
+
+
 def test_files_of_bad_items_alone(tmp_path: Path) -> None:
     """The error names the first of them."""
     path = write(tmp_path, "a.csv", "text,label\n,a\n ,b\n")
