@@ -20,6 +20,7 @@ from mmattn.tasks.text_classification.formats import (
     KINDS,
     MULTI,
     REGRESSION,
+    SCORE,
     SINGLE,
     TAGGING,
     TEXT,
@@ -192,6 +193,8 @@ class TextDataset(SampleDataset[TextSample]):
             return "one label (several need data.kind: multi_label)", shorten(sample.labels)
         if kind == REGRESSION and sample.score is None:
             return "a score, a number", "none"
+        if kind == REGRESSION and number_of(sample.score) is None:
+            return SCORE, shorten(sample.score)
         return None
 
     def identity(self, sample: TextSample) -> tuple[list[Any], Sequence[Any]]:
@@ -257,7 +260,7 @@ def _sample(row: Row, kind: str, where: str, labeled: bool) -> TextSample:
         value = row.get("score", given)
         number = None if value in (None, "") else number_of(value)
         if value not in (None, "") and number is None:
-            raise DataError(where, "a score, a finite number", shorten(value))
+            raise DataError(where, SCORE, shorten(value))
         return replace(sample, score=number)
     if kind == MULTI:
         names = [] if given is None else names_of(given)

@@ -157,6 +157,8 @@ def _conllu(path: str | Path | Table, column: str, labeled: bool, problems: Prob
 
 SINGLE, MULTI, REGRESSION, TAGGING, TEXT = "single_label", "multi_label", "regression", "tagging", "text"
 KINDS = (SINGLE, MULTI, REGRESSION, TAGGING, TEXT)
+LARGEST = 1e18  # magnitude of a score: its square is a number of single precision
+SCORE = f"a score, a finite number of magnitude below {LARGEST:g}"
 
 
 def kind_of(rows: Sequence[Row]) -> tuple[str, str]:
@@ -175,7 +177,7 @@ def kind_of(rows: Sequence[Row]) -> tuple[str, str]:
     labels = [row["label"] for row in rows if "label" in row]
     if not labels:
         return TEXT, "no item has a label"
-    if all(number_of(label) is not None for label in labels):
+    if all(_float(label) is not None for label in labels):  # one that is not finite is an error of its item
         broken = next((label for label in labels if isinstance(label, float) or "." in str(label)), None)
         if broken is not None:
             return REGRESSION, f"labels are numbers such as {broken}"
@@ -183,14 +185,18 @@ def kind_of(rows: Sequence[Row]) -> tuple[str, str]:
 
 
 def number_of(label: Any) -> float | None:
-    """A label as a number; None if it is none, or not finite."""
+    """A label as a number; None if it is none, not finite, or larger than single precision computes with."""
+    value = _float(label)
+    return value if value is not None and abs(value) < LARGEST else None
+
+
+def _float(label: Any) -> float | None:
     if isinstance(label, bool) or not isinstance(label, (int, float, str)):
         return None
     try:
-        value = float(label)
-    except ValueError:
+        return None if "_" in str(label) else float(label)  # Python alone reads 1_000 as a number
+    except (ValueError, OverflowError):
         return None
-    return value if abs(value) < float("inf") else None
 
 
 def names_of(label: Any) -> list[Any]:

@@ -27,6 +27,18 @@ def test_first_sentence_right_below_a_document(tmp_path: Path) -> None:
     assert [sample.words for sample in data.samples] == [["Ada", "ran"], ["no"]]
 
 
+def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    """They are no classes beside scores; underscores are no part of a number."""
+    path = write(tmp_path, "a.csv", "text,label\nx,0.5\ny,nan\nz,1e300\nw,2.5\n")
+    refused("line 3: expected a score, a finite number of magnitude below .*, found 'nan'", TextDataset, path)
+    found = TextDataset(path, on_error="skip")
+    assert (found.kind, len(found), len(found.skipped)) == ("regression", 2, 2)
+    path = write(tmp_path, "a.jsonl", '{"text": "x", "label": NaN}\n{"text": "y", "label": 2.5}\n')
+    refused("line 1: expected a score, a finite number", TextDataset, path)
+    assert TextDataset([("x", "1_0"), ("y", "2.5")]).kind == "single_label"
+    refused("expected a score, a finite number", TextDataset, [TextSample("0", "x", score=float("inf"))])
+
+
 def test_empty_cells_of_conll(tmp_path: Path) -> None:
     path = write(tmp_path, "a.conll", "Ada\tB-x\nran\t\n")
     refused("line 2: expected 2 columns, the first a word and the last its tag, none of them empty", TextDataset, path)
