@@ -315,7 +315,8 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
         dynamic: dict[str, Any] = dict.fromkeys(("input_ids", "key_mask", "token_types", "characters"), shape)
         dynamic["word_starts"] = {0: batch, 1: Dim("words", max=self.model.max_len)}
         dynamic = {name: dynamic[name] for name in self.model.inputs}
-        examples = [self._example(2, 19), self._example(1, 13), self._example(5, 24)]
+        longest = 24 if self.model.by_sentence else self.model.max_len
+        examples = [self._example(batch, min(size, longest)) for batch, size in ((2, 19), (1, 13), (5, 24))]
         return export_model(self.model, examples, dynamic, folder, "text_classification", formats)
 
     def _example(self, batch: int, length: int) -> dict[str, Tensor]:
@@ -328,7 +329,7 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
         found = {"input_ids": ids.masked_fill(~mask, self.processor.tokenizer.pad_id), "key_mask": mask}
         found |= {"token_types": torch.zeros_like(ids)}
         if "word_starts" in self.model.inputs:
-            found["word_starts"] = torch.arange(1, length // 2).expand(batch, -1).clone()
+            found["word_starts"] = torch.arange(1, max(3, length // 2)).expand(batch, -1).clone()
         if "characters" in self.model.inputs:
             size = len(self.processor.alphabet) + 2
             found["characters"] = torch.randint(1, size, (*shape, 7), generator=generator)

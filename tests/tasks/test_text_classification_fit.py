@@ -217,3 +217,11 @@ def test_shipped_model(tmp_path: Path) -> None:
     assert isinstance(predictor, TextClassificationPredictor)
     assert predictor.embed(list(pair)).norm(dim=1).tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
     refused("expected a masked language model", predictor.fill_mask, ["a [MASK]"])
+
+
+@pytest.mark.parametrize("kind", ["single_label", "tagging"])
+def test_export_of_a_model_of_short_texts(kind: str, tmp_path: Path) -> None:
+    """The examples are no longer than the model's texts."""
+    folder = fit(tmp_path / "run", f"--data.kind {kind} --data.max_len 5")
+    assert load(folder / "model", device="cpu").export(tmp_path / "graphs", formats=("torch",))
+    assert list((tmp_path / "graphs").glob("*.pt2"))
