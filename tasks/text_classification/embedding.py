@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmattn.data.errors import DataError
+from mmattn.data.errors import DataError, shorten
 from mmattn.data.text.tokenizer import pad_rows
 from mmattn.tasks.text_classification.data import TextSample
 
@@ -29,7 +29,15 @@ class Embedding:
         Args:
             texts: The texts.
             batch_size: Number of texts in a batch.
+
+        Raises:
+            DataError: An item is no text, or empty.
         """
+        if isinstance(texts, str):
+            raise DataError("embed", "a list of texts", "a text alone")
+        for number, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(f"item {number}", "a text that is not empty", shorten(text))
         samples = [TextSample(str(number), text) for number, text in enumerate(texts)]
         found = torch.zeros(len(samples), self.model.embed_dim)
         order = sorted(range(len(samples)), key=lambda n: self.length(samples[n]))
@@ -49,6 +57,8 @@ class Embedding:
         Raises:
             DataError: A text has no mask, or the model is no masked language model.
         """
+        if isinstance(texts, str):
+            raise DataError("fill_mask", "a list of texts", "a text alone")
         found = []
         for number, text in enumerate(texts):
             count = text.count(mask)

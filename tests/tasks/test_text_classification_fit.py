@@ -215,6 +215,8 @@ def test_shipped_model(tmp_path: Path) -> None:
     assert torch.allclose(other.words.weights, -explanation.words.weights, atol=1e-4)
     refused("--label: expected one of negative, positive, found 'postive'", predictor.explain, pair[0], label="postive")
     assert isinstance(predictor, TextClassificationPredictor)
+    refused("embed: expected a list of texts, found a text alone", predictor.embed, "a text")
+    refused("item 1: expected a text that is not empty, found ' '", predictor.embed, ["a text", " "])
     assert predictor.embed(list(pair)).norm(dim=1).tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
     refused("expected a masked language model", predictor.fill_mask, ["a [MASK]"])
 
