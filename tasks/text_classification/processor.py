@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError
+from mmattn.data.names import nfc
 from mmattn.data.text.pretrained import load_tokenizer
 from mmattn.data.text.processor import TokenProcessor
 from mmattn.data.text.tokenizer import TextProcessor as Tokenizer, TokenIds, pad_rows, words_of
 from mmattn.tasks.text_classification.data import Span, TextBatch, TextDataset, TextSample
-from mmattn.tasks.text_classification.formats import TAGGING, TEXT
+from mmattn.tasks.text_classification.formats import MULTI, TAGGING, TEXT
 from mmattn.tasks.text_classification.labels import IGNORED, Labels, labels_from
 from mmattn.tasks.text_classification.masking import hide
 from mmattn.tasks.text_classification.sentences import by_sentence
@@ -267,15 +268,16 @@ class TextClassificationProcessor(TokenProcessor[TextSample, TextBatch]):
         """By task the rows (n,) of its samples, and their targets; of tagging (n, W), padded with -100."""
         found = {}
         for name, labels in self.tasks.items():
-            numbers = [number for number, sample in enumerate(samples) if sample.task == name]
+            # Labels that are not known are those of items that are predicted: `check` has refused others.
+            own = [number for number, sample in enumerate(samples) if sample.task == name]
+            numbers = [number for number in own if labels.strange(samples[number]) is None]
             if not numbers:
                 continue
-            own = [samples[number] for number in numbers]
             if labels.kind != TAGGING:
-                known = [n for n, s in zip(numbers, own, strict=True) if s.labels or s.score is not None]
-                if not known and labels.kind != "multi_label":
+                some = [samples[number] for number in numbers]
+                if labels.kind != MULTI and not any(s.labels or s.score is not None for s in some):
                     continue
-                found[name] = (torch.tensor(numbers), labels.targets(own))
+                found[name] = (torch.tensor(numbers), labels.targets(some))
                 continue
             rows = [row for row, span in enumerate(batch.spans) if span.sample in set(numbers)]
             targets = torch.full((len(rows), batch.word_starts.shape[1]), IGNORED)
@@ -283,7 +285,7 @@ class TextClassificationProcessor(TokenProcessor[TextSample, TextBatch]):
                 span = batch.spans[row]
                 tags = samples[span.sample].labels[span.first : span.first + len(span.words)]
                 for word, tag in enumerate(tags):
-                    targets[place, word] = labels.index[tag]
+                    targets[place, word] = labels.index[nfc(tag)]
             found[name] = (torch.tensor(rows), targets)
         return found
 

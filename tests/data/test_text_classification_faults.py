@@ -49,3 +49,11 @@ def test_files_of_bad_items_alone(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "text,label\n,a\n ,b\n")
     message = refused("found none .2 invalid ones excluded.; ", TextDataset, path, on_error="skip")
     assert "a.csv, line 2: expected a text that is not empty, found ''" in message
+
+
+def test_items_with_unknown_labels_have_no_target() -> None:
+    """The labels of items that are predicted need not be those of the model."""
+    data = TextDataset([("a", "x"), ("b", "y")])
+    processor = TextClassificationProcessor.fit(data)
+    rows, targets = processor.collate([TextSample("0", "a", labels=["z"]), *data.samples]).targets[""]
+    assert (rows.tolist(), targets.tolist()) == ([1, 2], [0, 1])

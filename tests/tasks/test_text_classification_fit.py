@@ -64,6 +64,11 @@ def test_kinds_of_labels(name: str, suffix: str, metric: str, options: str, file
     folder = fit(tmp_path / "run", f"{data(files, name, suffix)} {options}")
     assert metric in read(folder / "metrics.json")["validation"]
     path = files / f"{name}_val.{suffix}"
+    if name == "single":
+        write_lines(tmp_path / "other.jsonl", [{"text": "The soup", "label": "unheard of"}])
+        other = ("--input", tmp_path / "other.jsonl", "--output", tmp_path / "other")
+        ask("predict", "--checkpoint", folder, *other, task="text_classification")
+        assert lines(tmp_path / "other")[0]["label"] in {"negative", "positive"}
     ask("predict", "--checkpoint", folder, "--input", path, "--output", tmp_path / "o", task="text_classification")
     rows = lines(tmp_path / "o")
     assert len(rows) == 12
