@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,8 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
             if (key in given or key == "text") and (not isinstance(one, str) or not one.strip()):
                 raise DataError(f"item {name}", f"a {key} that is not empty", repr(one)[:60])
         if labels is not None and labels.kind == TAGGING:
+            if pair is not None:
+                raise DataError(f"item {name}", "one text of words with tags", "a pair of texts")
             words = words or split_words(str(text))
             return TextSample(name, " ".join(words), words=list(words), task=self._task(given.get("task")))
         return TextSample(name, str(text), pair, task=self._task(given.get("task")))
@@ -175,8 +177,10 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
         if not Path(path).exists():
             raise DataError(path, "a CSV, TSV, JSONL, CoNLL, CoNLL-U or text file", "no such file")
         name = self._task(None)
-        kind = self.processor.tasks[name].kind if self.processor.tasks else TEXT
-        dataset = TextDataset(path, kind, kinds={"": kind}, on_error=on_error, require_labels=False)
+        known = [labels.kind for labels in self.processor.tasks.values()]
+        # Of several tasks any one may answer: the file is read by what its labels are.
+        kind = None if len(known) > 1 else known[0] if known else TEXT
+        dataset = TextDataset(path, kind, on_error=on_error, require_labels=False)
         for sample in dataset.samples:
             sample.task = name
         return dataset.samples
@@ -217,6 +221,7 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
             raise DataError(
                 "predict", "a model with labels", "a masked language model: see fill_mask, or fit --init_from"
             )
+        samples, batch = self._as_asked(samples, batch, task)
         output = self.model(**self._given(batch))
         found = []
         for number, sample in enumerate(samples):
@@ -229,6 +234,26 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
                 row = next(row for row, span in enumerate(batch.spans) if span.sample == number)
                 found.append(_named(sample.id, labels, output.logits[row, own], top_k))
         return found
+
+    def _as_asked(
+        self, samples: Sequence[TextSample], batch: TextBatch, task: str | None
+    ) -> tuple[Sequence[TextSample], TextBatch]:
+        """The samples as the task that answers reads them, words or whole texts, and their batch."""
+        wanted = [self._of_task(sample, self._known_task(sample) if task is None else task) for sample in samples]
+        if all(a is b for a, b in zip(samples, wanted, strict=True)):
+            return samples, batch
+        return wanted, self.processor.collate(wanted).to(self.device)
+
+    def _of_task(self, sample: TextSample, task: str) -> TextSample:
+        words = sample.words
+        if self.processor.tasks[task].kind == TAGGING and words is None:
+            if sample.text_pair is not None:
+                raise DataError(f"item {sample.id}", "one text of words with tags", "a pair of texts")
+            words = split_words(sample.text)
+        elif sample.task == task:
+            return sample
+        text = sample.text if words is None else " ".join(words)
+        return replace(sample, text=text, words=words, task=task, labels=[], score=None)
 
     def _given(self, batch: TextBatch) -> dict[str, Any]:
         return {name: getattr(batch, name) for name in self.model.inputs}
@@ -266,6 +291,7 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
         Raises:
             ConfigError: There is no such label.
         """
+        samples, batch = self._as_asked(samples, batch, task)
         with torch.no_grad():
             predictions = self.predict_batch(samples, batch, task=task)
         targets, shown = [], []

@@ -112,6 +112,13 @@ def test_several_tasks(files: Path, tmp_path: Path) -> None:
     assert predictor("The soup was good.").label in {"negative", "positive"}
     assert isinstance(predictor("The soup was good.", task="near").score, float)
     assert len(predictor({"words": ["The", "soup"], "task": "two"}).labels) == 2
+    assert predictor("The soup was fine.", task="two").words == ["The", "soup", "was", "fine", "."]
+    assert len(predictor.explain("The soup was fine.", task="two").words.weights) == 5
+    for name, file in (("two", "tags_val.conll"), ("near", "tags_val.conll"), ("two", "score_val.jsonl")):
+        given = ("--checkpoint", tmp_path / "run", "--input", files / file, "--task", name)
+        ask("predict", *given, "--output", tmp_path / f"{name}-{file}", task="text_classification")
+        first = lines(tmp_path / f"{name}-{file}")[0]
+        assert len(first["labels"] or []) == len(first["words"] or []) > 0 if name == "two" else first["score"]
     refused("task: expected one of one, two, near, found 'three'", predictor, "x", task="three", error=ConfigError)
     paths["val"] = f"{{other: {files}/single_val.jsonl}}"
     wrong = ["--data.train", paths["train"], "--data.val", paths["val"], *quiet.split()]
