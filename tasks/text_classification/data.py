@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor
 
@@ -196,6 +196,30 @@ class TextDataset(SampleDataset[TextSample]):
         if kind == REGRESSION and number_of(sample.score) is None:
             return SCORE, shorten(sample.score)
         return None
+
+    def divided(self, seed: int) -> tuple[Self, Self]:
+        """See the base class; a sample with a label that no sample left to training has is left to it, too."""
+        train, val = super().divided(seed)
+        labels = {id(sample): {(sample.task, label) for label in sample.labels} for sample in self.samples}
+        count = Counter(label for sample in self.samples for label in labels[id(sample)])
+        left = Counter(label for sample in train.samples for label in labels[id(sample)])
+        held = set()
+        for sample in val.samples:
+            own = labels[id(sample)]
+            if all(left[label] for label in own):
+                held.add(id(sample))
+            else:
+                left.update(own)
+        if not held:
+            shared = (sample for sample in self.samples if all(count[label] > 1 for label in labels[id(sample)]))
+            if (other := next(shared, None)) is None:
+                found = f"{len(self)} {self.item}s, each with a label that no other one has (--data.val gives your own)"
+                raise DataError(self.name, f"two {self.item}s of a label, to hold one out for validation", found)
+            held = {id(other)}
+        chosen = [n for n, sample in enumerate(self.samples) if id(sample) in held]
+        rest, part = self.take(sorted(set(range(len(self))) - set(chosen))), self.take(chosen)
+        part.name, part.problems = val.name, val.problems
+        return rest, part
 
     def identity(self, sample: TextSample) -> tuple[list[Any], Sequence[Any]]:
         values = [sample.id, sample.text, sample.text_pair, sample.labels, sample.score, sample.task, sample.evidence]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmattn.tasks.text_classification.data import TextDataset, TextSample
-from mmattn.tasks.text_classification.processor import TextClassificationProcessor
+from mmattn.tasks.text_classification.processor import TextClassificationProcessor, check_labels, fit_labels
 from tests.conftest import refused
 from tests.data.test_text_classification_data import write
 
@@ -49,6 +49,24 @@ def test_files_of_bad_items_alone(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "text,label\n,a\n ,b\n")
     message = refused("found none .2 invalid ones excluded.; ", TextDataset, path, on_error="skip")
     assert "a.csv, line 2: expected a text that is not empty, found ''" in message
+
+
+def test_division_keeps_every_label_in_training(tmp_path: Path) -> None:
+    """A tag that occurs in one sentence is not held out; without two sentences of a tag the error says so."""
+    rows = [{"words": [f"w{n}", "x"], "tags": [f"T{n}" if n % 2 else "T", "O"]} for n in range(20)]
+    data = TextDataset(rows)
+    for seed in range(5):
+        train, val = data.divided(seed)
+        assert len(train) + len(val) == 20
+        assert len(val) > 0
+        check_labels(val, fit_labels(train))
+    several = TextDataset({"one": [("a", "x"), ("b", "y")], "two": [("c", "x"), ("d", "x"), ("e", "y")]})
+    assert [sample.task for sample in several.divided(0)[1].samples] == ["two"]
+    path = write(tmp_path, "a.csv", "text,label\na,x\nb,y\n")
+    message = refused("expected two texts of a label, to hold one out for validation", TextDataset(path).divided, 0)
+    assert str(path) in message
+    scores = TextDataset([{"text": str(n), "score": n / 2} for n in range(3)])
+    assert [len(part) for part in scores.divided(0)] == [2, 1]
 
 
 def test_items_with_unknown_labels_have_no_target() -> None:
