@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from mmattn.data.errors import DataError
+from mmattn.data.errors import DataError, located
 from mmattn.data.names import nfc
 from mmattn.data.text.pretrained import load_tokenizer
 from mmattn.data.text.processor import TokenProcessor
@@ -340,10 +340,14 @@ def fit_labels(dataset: TextDataset) -> dict[str, Labels]:
     """The labels of each task of training data; what was read off them is reported on stderr."""
     found = {}
     for name, kind in dataset.kinds.items():
-        labels = Labels.fit(kind, [sample for sample in dataset.samples if sample.task == name])
+        with located(f"{dataset.name}, task {name}" if name else dataset.name):
+            labels = Labels.fit(kind, [sample for sample in dataset.samples if sample.task == name])
         if labels is not None:
             found[name] = labels
     report_kinds(dataset)
-    if not found and TEXT not in dataset.kinds.values():
+    plain = [name for name, kind in dataset.kinds.items() if kind == TEXT]
+    if found and plain:
+        raise DataError(f"{dataset.name}, task {plain[0]}", "labels", "plain text")
+    if not found and not plain:
         raise DataError(dataset.name, "labels", "none")
     return found

@@ -7,6 +7,7 @@ from dataclasses import replace
 from random import Random
 
 from mmattn.data.batching import BatchPlan
+from mmattn.data.errors import DataError
 from mmattn.data.seeds import seed_of
 from mmattn.tasks.text_classification.data import TextDataset
 from mmattn.tasks.text_classification.formats import SINGLE
@@ -95,6 +96,8 @@ def next_sentences(dataset: TextDataset, seed: int) -> TextDataset:
 
     The labels are those of the task "nsp" (Devlin et al. 2019, section 3.1).
     """
+    if len(dataset) < 2:
+        raise DataError(dataset.name, "at least two lines of text", f"{len(dataset)}")
     lines = [sample.text for sample in dataset.samples]
     pairs = []
     for number, sample in enumerate(dataset.samples[:-1]):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmattn.tasks.text_classification.data import TextDataset, TextSample
 from mmattn.tasks.text_classification.processor import TextClassificationProcessor, check_labels, fit_labels
+from mmattn.tasks.text_classification.sampling import next_sentences
 from tests.conftest import refused
 from tests.data.test_text_classification_data import write
 
@@ -67,6 +68,16 @@ def test_division_keeps_every_label_in_training(tmp_path: Path) -> None:
     assert str(path) in message
     scores = TextDataset([{"text": str(n), "score": n / 2} for n in range(3)])
     assert [len(part) for part in scores.divided(0)] == [2, 1]
+
+
+def test_labels_name_their_file_and_task(tmp_path: Path) -> None:
+    one = write(tmp_path, "one.csv", "text,label\na,x\nb,x\n")
+    refused("one.csv: labels: expected at least 2 different ones", fit_labels, TextDataset(one))
+    two = write(tmp_path, "two.csv", "text,label\na,x\nb,y\n")
+    refused(", task bad: labels: expected at least 2", fit_labels, TextDataset({"good": two, "bad": one}))
+    plain = write(tmp_path, "lines.txt", "a line\n")
+    refused(", task none: expected labels, found plain text", fit_labels, TextDataset({"good": two, "none": plain}))
+    refused("lines.txt: expected at least two lines of text, found 1", next_sentences, TextDataset(plain), 0)
 
 
 def test_items_with_unknown_labels_have_no_target() -> None:
