@@ -24,9 +24,14 @@ from mmattn.tasks.common.options import LossOptions, OptimOptions, check_range
 from mmattn.tasks.text_classification.augment import TextAugment
 from mmattn.tasks.text_classification.data import TextBatch, TextDataset
 from mmattn.tasks.text_classification.formats import MULTI, REGRESSION, SINGLE, TAGGING, TEXT
-from mmattn.tasks.text_classification.labels import IGNORED, Labels
+from mmattn.tasks.text_classification.labels import IGNORED
 from mmattn.tasks.text_classification.metrics import TextMetric, main_metric
-from mmattn.tasks.text_classification.processor import TextClassificationProcessor, report_kinds
+from mmattn.tasks.text_classification.processor import (
+    TextClassificationProcessor,
+    check_labels,
+    fit_labels,
+    report_kinds,
+)
 from mmattn.tasks.text_classification.sampling import TaskBatchSampler, next_sentences
 
 LABELS, MLM, NSP = "labels", "mlm", "mlm+nsp"
@@ -102,11 +107,17 @@ class TextClassificationDataModule(TaskDataModule[TextDataset, TextClassificatio
         elif split != "train" and self.paths["train"] is not None:
             kinds = self.dataset("train").kinds
         kind: str | None = self.kind if self.objective == LABELS else TEXT
-        if kinds and isinstance(source, Mapping) and (strange := sorted(set(source) - set(kinds))):
+        if kinds and "" not in kinds and isinstance(source, Mapping) and (strange := sorted(set(source) - set(kinds))):
             expected = f"files of the tasks {', '.join(kinds)}"
             raise ConfigError(f"data.{split}: expected {expected}, found one of {strange[0]}.")
         given = kinds if kinds else None
         dataset = TextDataset(source, kind, self.columns, given, on_error=self.on_error)
+        if kinds and (unknown := {sample.task for sample in dataset.samples} - set(kinds)):
+            expected = f"a file for each of the tasks {', '.join(kinds)}" if "" not in kinds else "a file of one task"
+            found = f"samples of {min(unknown)}" if min(unknown) else "a file without a task's name"
+            raise ConfigError(f"data.{split}: expected {expected}, found {found}.")
+        if kinds and self.processor is None and TEXT not in kinds.values():
+            check_labels(dataset, fit_labels(self.dataset("train")))
         return next_sentences(dataset, self.seed) if self.objective == NSP else dataset
 
     def open_split(self, split: Split, path: Any) -> TextDataset:
@@ -124,6 +135,8 @@ class TextClassificationDataModule(TaskDataModule[TextDataset, TextClassificatio
         return dataset
 
     def check_train(self, dataset: TextDataset) -> None:
+        if self.objective == LABELS and TEXT not in dataset.kinds.values():
+            fit_labels(dataset)
         report_kinds(dataset)
 
     def train_plan(self, dataset: TextDataset) -> BatchPlan:
@@ -216,9 +229,7 @@ class TextClassificationModule(TaskModule[TextClassificationDataModule]):
             return super().monitor
         if data.processor is not None:
             return f"val/{main_metric(data.processor.tasks)}"
-        train = data.dataset("train")
-        found = {name: Labels.fit(kind, _of(train, name)) for name, kind in train.kinds.items()}
-        return f"val/{main_metric({name: labels for name, labels in found.items() if labels is not None})}"
+        return f"val/{main_metric(fit_labels(data.dataset('train')))}"
 
     def complete_keywords(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         return super().complete_keywords(sizes) | ({"language": True} if self.loss.objective != LABELS else {})

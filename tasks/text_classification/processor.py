@@ -115,16 +115,7 @@ class TextClassificationProcessor(TokenProcessor[TextSample, TextBatch]):
 
     def check(self, dataset: TextDataset) -> None:
         """Raise a ``DataError``, or skip the sample, if a label is not one of the training data."""
-        kept = []
-        for where, sample in zip(dataset.places, dataset.samples, strict=True):
-            known = self.tasks.get(sample.task)
-            label = None if known is None else known.strange(sample)
-            if label is None or known is None:
-                kept.append((where, sample))
-            else:
-                dataset.problems.add(where, *known.wanted(label))
-        if len(kept) < len(dataset):
-            dataset.keep(kept)
+        check_labels(dataset, self.tasks)
 
     # Tokens -----------------------------------------------------------------------------------------------------------
 
@@ -334,6 +325,20 @@ def report_kinds(dataset: TextDataset) -> None:
             of = f" of {name}" if name else ""
             more = "" if kind == TEXT else "; --data.kind gives another"
             sys.stderr.write(f"data.kind{of}: {kind}, since {reason}{more}.\n")
+
+
+def check_labels(dataset: TextDataset, tasks: Mapping[str, Labels]) -> None:
+    """Raise a ``DataError``, or skip the sample, if a label is not one of its task's."""
+    kept = []
+    for where, sample in zip(dataset.places, dataset.samples, strict=True):
+        known = tasks.get(sample.task)
+        label = None if known is None else known.strange(sample)
+        if label is None or known is None:
+            kept.append((where, sample))
+        else:
+            dataset.problems.add(where, *known.wanted(label))
+    if len(kept) < len(dataset):
+        dataset.keep(kept)
 
 
 def fit_labels(dataset: TextDataset) -> dict[str, Labels]:

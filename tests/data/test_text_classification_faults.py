@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from mmattn.tasks.common import check
+from mmattn.tasks.common.task import tasks
 from mmattn.tasks.text_classification.data import TextDataset, TextSample
 from mmattn.tasks.text_classification.processor import TextClassificationProcessor, check_labels, fit_labels
 from mmattn.tasks.text_classification.sampling import next_sentences
@@ -86,3 +90,14 @@ def test_items_with_unknown_labels_have_no_target() -> None:
     processor = TextClassificationProcessor.fit(data)
     rows, targets = processor.collate([TextSample("0", "a", labels=["z"]), *data.samples]).targets[""]
     assert (rows.tolist(), targets.tolist()) == ([1, 2], [0, 1])
+
+
+def test_check_finds_what_fit_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown label in validation is a bad item; training data of one label end in an error."""
+    train = write(tmp_path, "train.csv", "text,label\na,good\nb,bad\n")
+    val = write(tmp_path, "val.csv", "text,label\nc,goood\nd,bad\n")
+    task = tasks()["text_classification"]
+    assert not check.run(task, ["--data.train", str(train), "--data.val", str(val)])
+    assert "val.csv, line 2: expected one of the 2 labels of the training data" in capsys.readouterr().out
+    one = write(tmp_path, "one.csv", "text,label\na,good\nb,good\n")
+    refused("one.csv: labels: expected at least 2 different ones", check.run, task, [str(one)])
