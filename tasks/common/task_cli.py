@@ -207,7 +207,7 @@ class TaskCLI(LightningCLI):
             run = rundir.read_json(Path(self.checkpoint).parent / "run.json")
             known = run.get("data", {}).get(split, {})
             path = known.get("path")
-            if path is not None and path.startswith(HELD_OUT):
+            if isinstance(path, str) and path.startswith(HELD_OUT):  # else a file for each of several tasks
                 if "refit" in run:
                     raise ConfigError(
                         f"{self.checkpoint} was trained on all {run['refit']['samples']} samples after the validation, "

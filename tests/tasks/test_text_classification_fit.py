@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmattn import load
-from mmattn.data.errors import DataError
+from mmattn.data.errors import DataError, UserError
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.text_classification.demo import make, make_tagged
 from mmattn.tasks.text_classification.localisation import localisation
@@ -120,6 +120,13 @@ def test_several_tasks(files: Path, tmp_path: Path) -> None:
         first = lines(tmp_path / f"{name}-{file}")[0]
         assert len(first["labels"] or []) == len(first["words"] or []) > 0 if name == "two" else first["score"]
     refused("task: expected one of one, two, near, found 'three'", predictor, "x", task="three", error=ConfigError)
+    measured = ["--checkpoint", str(tmp_path / "run" / "model"), *quiet.split()]
+    for command, more, message in (
+        ("validate", [], "was trained on your own data"),
+        ("test", ["--data.test", str(files / "single_val.jsonl")], "expected a file for each of the tasks one, two"),
+    ):
+        there = ["--trainer.default_root_dir", str(tmp_path / command)]
+        refused(message, cli.run, tasks()["text_classification"], command, [*measured, *more, *there], error=UserError)
     paths["val"] = f"{{other: {files}/single_val.jsonl}}"
     wrong = ["--data.train", paths["train"], "--data.val", paths["val"], *quiet.split()]
     place = ["--trainer.default_root_dir", str(tmp_path / "other")]
