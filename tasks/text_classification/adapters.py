@@ -45,6 +45,8 @@ class TextClassificationAdapter(Adapter):
                 parts = without(parts, (HEAD,), "was trained on other labels")
             if not any(name.startswith(HEAD) for name in parts.state):
                 head_options = {key: value for key, value in head_options.items() if key == "language"}
+        if all(labels.kind == TAGGING for labels in processor.tasks.values()):  # nothing is pooled
+            parts = replace(parts, state={k: v for k, v in parts.state.items() if not k.startswith(POOLING)})
         if not sizes.get("language"):
             parts = replace(parts, state={k: v for k, v in parts.state.items() if not k.startswith(LANGUAGE)})
             head_options.pop("language", None)

@@ -159,6 +159,11 @@ def test_pretraining_on_plain_text(objective: str, files: Path, tmp_path: Path) 
     assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in shared)
     assert not any(name.startswith("language.") for name in after)
     assert load(begun / "model", device="cpu").labels == ["negative", "positive"]
+    if objective == "mlm":
+        again = fit(tmp_path / "again", f"{data(files, 'lines', 'txt')} --loss.objective mlm --init_from {begun}")
+        assert not any(name.startswith("pooling.") for name in weights(again))
+        tagged = fit(tmp_path / "tagged", f"{data(files, 'tags', 'conll')} --init_from {begun}")
+        assert not any(name.startswith("pooling.") for name in weights(tagged))
     refused("expected labels, found plain text", fit, tmp_path / "no", data(files, "lines", "txt"), error=ConfigError)
 
 
