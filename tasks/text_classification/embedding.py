@@ -71,7 +71,9 @@ class Embedding:
             row = torch.tensor([[*template.before, *ids, *template.after]], device=self.device)
             places = [len(template.before) + sum(map(len, parts[: n + 1])) + n for n in range(count)]
             states = self._states_of(row)[0, places]
-            scores, best = self.model.token_logits(states).softmax(-1).topk(top_k)
+            scores, best = (
+                self.model.token_logits(states).softmax(-1).topk(min(top_k, self.processor.tokenizer.vocab_size))
+            )
             named = [[self.processor.tokenizer.decode([i]) for i in one] for one in best.tolist()]
             found.append(
                 [

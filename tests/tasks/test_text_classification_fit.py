@@ -149,6 +149,8 @@ def test_pretraining_on_plain_text(objective: str, files: Path, tmp_path: Path) 
     predictor = load(folder / "model", device="cpu")
     ((gap,),) = predictor.fill_mask(["The soup was [MASK]."], top_k=3)
     assert len(gap) == 3
+    ((every,),) = predictor.fill_mask(["The [MASK]"], top_k=100_000)
+    assert len(every) == predictor.processor.tokenizer.vocab_size
     assert all(0 <= score <= 1 for _, score in gap)
     assert predictor.embed(["a soup", "a bed"]).shape == (2, 16)
     begun = fit(
