@@ -289,8 +289,10 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
             label: The label; None: the predicted one. Of labels of words, the label of the first word that has it.
 
         Raises:
-            ConfigError: There is no such label.
+            ConfigError: There is no such label, or the weights are packed.
         """
+        if self.packed:
+            raise ConfigError("precision: expected weights that are not packed, as gradients need; found packed ones.")
         samples, batch = self._as_asked(samples, batch, task)
         with torch.no_grad():
             predictions = self.predict_batch(samples, batch, task=task)

@@ -245,6 +245,9 @@ def test_shipped_model(tmp_path: Path) -> None:
     refused("item 1: expected a text that is not empty, found ' '", predictor.embed, ["a text", " "])
     assert predictor.embed(list(pair)).norm(dim=1).tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
     refused("expected a masked language model", predictor.fill_mask, ["a [MASK]"])
+    packed = load("text_classification/demo", device="cpu", precision="int8")
+    assert packed(pair[0]).label == "negative"
+    refused("precision: expected weights that are not packed", packed.explain, pair[0], error=ConfigError)
 
 
 @pytest.mark.parametrize("kind", ["single_label", "tagging"])
