@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -135,7 +136,9 @@ class LabelMetric(Metric):
         both = (predicted & true).sum(0).double()
         f1 = 2 * both / (predicted.sum(0) + true.sum(0)).clamp_min(1)
         occurs = true.any(0)
-        precision = multilabel_average_precision(probabilities, true.long(), self.labels.size, average="none")
+        with warnings.catch_warnings():  # of labels that do not occur, which the average leaves out
+            warnings.filterwarnings("ignore", "No positive samples")
+            precision = multilabel_average_precision(probabilities, true.long(), self.labels.size, average="none")
         values = {
             "f1_macro": f1[occurs].mean() if occurs.any() else both.sum(),
             "f1_micro": 2 * both.sum() / (predicted.sum() + true.sum()).clamp_min(1),
