@@ -12,11 +12,12 @@ from torch import Tensor
 
 from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
-from mmattn.data.errors import DataError, Problems, is_broken, shorten
+from mmattn.data.errors import DataError, Problems, is_broken, nearest, shorten
 from mmattn.data.names import nfc
 from mmattn.data.readers import TABLES, as_path, read_rows
 from mmattn.data.table import Table
 from mmattn.tasks.text_classification.formats import (
+    KEYS,
     KINDS,
     MULTI,
     REGRESSION,
@@ -113,6 +114,9 @@ class TextDataset(SampleDataset[TextSample]):
     ) -> None:
         if kind not in (None, *KINDS):
             raise DataError(f"data.kind: expected one of {', '.join(KINDS)}, found {kind!r}")
+        if strange := sorted(set(columns or {}) - set(KEYS)):
+            hint = nearest(strange[0], KEYS)
+            raise DataError(f"data.columns: expected some of {', '.join(KEYS)}, found {strange[0]!r}{hint}")
         self.names, self.kinds, self.reasons = dict(columns or {}), dict(kinds or {}), dict[str, str]()
         self.given = kind
         if isinstance(source, Mapping):

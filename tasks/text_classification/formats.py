@@ -38,7 +38,9 @@ def read_samples(
     if suffix in CONLL:
         yield from _conll(path, labeled, problems)
     elif suffix == CONLLU:
-        yield from _conllu(path, columns.get("tags", "upos"), labeled, problems)
+        label = columns.get("label")  # which may be that of the table of another task
+        column = columns.get("tags", label if label in COLUMNS else "upos")
+        yield from _conllu(path, column, labeled, problems)
     elif suffix == PLAIN:
         yield from _plain(path)
     elif suffix in TABLES or isinstance(path, Table):

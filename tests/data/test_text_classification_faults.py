@@ -12,7 +12,7 @@ from mmattn.tasks.text_classification.data import TextDataset, TextSample
 from mmattn.tasks.text_classification.processor import TextClassificationProcessor, check_labels, fit_labels
 from mmattn.tasks.text_classification.sampling import next_sentences
 from tests.conftest import refused
-from tests.data.test_text_classification_data import write
+from tests.data.test_text_classification_data import CONLLU, write
 
 ACCENT = "e\u0301"  # a letter and its accent apart, as macOS writes them
 
@@ -72,6 +72,13 @@ def test_division_keeps_every_label_in_training(tmp_path: Path) -> None:
     assert str(path) in message
     scores = TextDataset([{"text": str(n), "score": n / 2} for n in range(3)])
     assert [len(part) for part in scores.divided(0)] == [2, 1]
+
+
+def test_column_of_tags(tmp_path: Path) -> None:
+    """A column of CoNLL-U is also given as that of the labels; other names are those of other files."""
+    path = write(tmp_path, "a.conllu", CONLLU)
+    assert TextDataset(path, columns={"label": "xpos"}).samples[0].labels == ["VB", "RB", "VB"]
+    assert TextDataset(path, columns={"label": "topic"}).samples[0].labels == ["AUX", "PART", "VERB"]
 
 
 def test_labels_name_their_file_and_task(tmp_path: Path) -> None:
