@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
+from mmattn.data.errors import DataError
 from mmattn.tasks.common.options import check_range
 from mmattn.tasks.text_classification.data import TextDataset, TextSample
 
@@ -46,15 +47,20 @@ class TextAugment:
         from mmattn.tasks.common.errors import ConfigError
 
         for name in ("deletion", "swap", "synonym", "translation"):
-            check_range(f"data.augment.{name}", getattr(self, name), 0, 1)
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ConfigError(f"{name}: expected a number from 0 to 1, found {value!r}.")
+            check_range(name, value, 0, 1)
         if bool(self.synonym) != (self.model is not None):
-            raise ConfigError("data.augment.synonym: expected together with data.augment.model, found one of them.")
+            raise ConfigError("synonym: expected together with data.augment.model, found one of them.")
         if bool(self.translation) != (self.there is not None and self.back is not None):
-            raise ConfigError("data.augment.translation: expected together with there and back, found some of them.")
+            raise ConfigError("translation: expected together with there and back, found some of them.")
 
     def prepare(self, dataset: TextDataset) -> None:
         """Look up the replacements of words and the paraphrases of all texts, which takes a pass over the data."""
         samples = [sample for sample in dataset.samples if sample.words is None]
+        if not samples:
+            raise DataError(dataset.name, "texts to augment", "words with tags alone, which are left as they are")
         texts = list(dict.fromkeys(t for s in samples for t in (s.text, s.text_pair) if t is not None))
         if self.synonym and not self.synonyms:
             self.synonyms = _synonyms(texts, str(self.model), self.synonym)
