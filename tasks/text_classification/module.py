@@ -98,6 +98,11 @@ class TextClassificationDataModule(TaskDataModule[TextDataset, TextClassificatio
         if several and any(path is not None and not isinstance(path, dict) for path in self.paths.values()):
             raise ConfigError(f"data.{several[0]}: expected a file for each task in all splits that are given.")
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether a trained model is evaluated."""
+        return self._processor_is_shipped
+
     def make_dataset(self, source: Any, split: Split) -> TextDataset:
         kinds: dict[str, str] | None = None
         if self.objective != LABELS:
@@ -195,6 +200,11 @@ class TextClassificationModule(TaskModule[TextClassificationDataModule]):
     def connect(self, data: TextClassificationDataModule) -> None:
         data.objective = self.loss.objective
         self._source = data
+        if self.loss.class_weights and not data.is_trained:
+            kinds = set(data.dataset("train").kinds.values())
+            if kinds <= {REGRESSION, TEXT} or self.loss.objective != LABELS:
+                found = "plain text" if self.loss.objective != LABELS or TEXT in kinds else "scores"
+                raise ConfigError(f"loss.class_weights: expected training data with labels, found {found}.")
         probing = self.optim.probe_below and self.start is not None and self.init_from is not None
         if probing and self.start is not None and self.start.headless and self.loss.objective == LABELS:
             count = len(data.dataset("train"))
