@@ -27,13 +27,14 @@ class Corpus:
     bytes: int = 0  # of the documents in UTF-8
     words: int = 0  # of the documents, separated by white space; ends of lines count, see `count_words`
     log_p: float | None = None  # of all documents, by the grammar of built-in data
+    lead: int = 0  # tokens before each document that it begins with in generation, too: the end of the one before
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def documents(self, start: int, end: int) -> np.ndarray:
         """Returns the number of the document of each token from start to end."""
-        return np.searchsorted(self.starts, np.arange(start, end), side="right")
+        return np.searchsorted(self.starts - self.lead, np.arange(start, end), side="right")
 
 
 @dataclass

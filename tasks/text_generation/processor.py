@@ -115,7 +115,9 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
         """The documents of a data set as one array of ids."""
         ends = (list(self.options.get("prefix_ids", [])), self.tokenizer.eos_id)
         key = f"{self.fingerprint()} {dataset.fingerprint()} {ends}"
-        return make_corpus(dataset.samples, self.tokenizer.encode, ends, self.tokenizer.vocab_size, key)
+        corpus = make_corpus(dataset.samples, self.tokenizer.encode, ends, self.tokenizer.vocab_size, key)
+        corpus.lead = int("prefix_ids" not in self.options)  # as `start_ids` has it
+        return corpus
 
     def collate(
         self,

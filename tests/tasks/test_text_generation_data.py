@@ -14,6 +14,7 @@ from mmattn.data.text.language import LanguageTokens
 from mmattn.tasks.text_generation import corpus as corpora
 from mmattn.tasks.text_generation.corpus import Blocks, Corpus, count_words, make_corpus
 from mmattn.tasks.text_generation.data import TextDataset, TextSample
+from mmattn.tasks.text_generation.model import TextGenerationModel
 from mmattn.tasks.text_generation.module import TextGenerationDataModule
 from mmattn.tasks.text_generation.processor import TextGenerationProcessor
 from tests.conftest import refused
@@ -133,7 +134,10 @@ def test_batches_of_blocks() -> None:
     assert batch.input_ids.tolist() == [[e, a, b, e], [c, a, b, c]]
     assert batch.labels.tolist() == [[a, b, e, c], [a, b, c, e]]
     assert batch.documents is not None
-    assert batch.documents[0].tolist() == [0, 1, 1, 1]
+    assert batch.documents[0].tolist() == [1, 1, 1, 2], "a document begins with the end of the one before"
+    model = TextGenerationModel(**processor.sizes(), embed_dim=8, num_layers=1, num_heads=1).eval()
+    packed = model(torch.tensor([[e, a, b, e, c]]), None, torch.from_numpy(corpus.documents(0, 5))[None]).logits
+    torch.testing.assert_close(packed[:, 3:], model(torch.tensor([[*processor.start_ids, c]])).logits)
     processor.cross_documents = True
     assert processor.collate(list(Blocks(corpus, 4))).documents is None
     shifted = processor.collate(list(Blocks(corpus, 4)), augment=True, seeds=[3, 3])
