@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from mmattn.data.errors import DataError, shorten
 
 MOST_LINES, MOST_CHARACTERS = 1_000_000, 10_000_000
+# Methods and filters which make a text of any length in one step.
+PADDING = {"batch", "center", "expandtabs", "format", "format_map", "indent", "ljust", "rjust", "zfill"}
 ROLES = ("system", "user", "assistant")
 
 
@@ -51,6 +54,12 @@ def render(
     )
     environment.intercepted_binops = frozenset(["*", "**", "%"])  # a product of texts may fill the memory
     environment.call_binop = _operation  # type: ignore[method-assign]
+    safe = environment.is_safe_attribute
+    environment.is_safe_attribute = (  # type: ignore[method-assign]
+        lambda value, name, own: name not in PADDING and safe(value, name, own)
+    )
+    environment.wrap_str_format = lambda value: None  # type: ignore[method-assign] # which would allow `format`
+    environment.filters = {name: one for name, one in environment.filters.items() if name not in PADDING}
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals |= {
         "raise_exception": _refuse,
@@ -81,6 +90,8 @@ def _operation(context: Any, operator: str, left: Any, right: Any) -> Any:
             raise _TooLong("a product of more than 10 million parts")
     if operator == "**" and isinstance(right, (int, float)) and abs(right) > 1000:
         raise _TooLong("a large power")
+    if operator == "%" and isinstance(left, str) and re.search(r"\*|\d{5}", left):
+        raise _TooLong("a large width")
     return {"*": lambda a, b: a * b, "**": lambda a, b: a**b, "%": lambda a, b: a % b}[operator](left, right)
 
 

@@ -103,6 +103,19 @@ TEMPLATE = (
 )
 
 
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "{{ 'a' | center(10 ** 9) }}",
+        "{{ 'a'.ljust(10 ** 9) }}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ '{:>999999999}'.format(1) }}",
+    ],
+)
+def test_templates_do_not_fill_the_memory(bomb: str) -> None:
+    refused("chat_template: expected a template that", render, bomb, MESSAGES, {}, error=DataError)
+
+
 def test_templates_are_rendered_in_a_process_of_their_own() -> None:
     """Not only where another library has imported the extensions of jinja2."""
     code = "from mmattn.tasks.text_generation.chat import render; print(render('{{ messages | length }}', [], {}))"
