@@ -120,6 +120,23 @@ def test_own_files_texts_and_options(server: str, page: Any, tmp_path: Path) -> 
     assert [error for error in page.errors if "422" not in error] == []
 
 
+def test_rare_options_are_behind_the_others(server: str, page: Any) -> None:
+    page.goto(f"{server}/#text_generation/demo")
+    page.click("#more > summary")
+    assert page.is_visible("#option-temperature")
+    assert not page.is_visible("#option-seed")
+    page.click("#options summary")
+    page.fill("#option-seed", "3")
+    page.fill("#option-temperature", "-1")
+    page.fill("#field-prompt", "the cat")
+    page.click("#ask")
+    assert answer(page) == "temperature: expected a number from 0 to 100, found '-1'."
+    page.goto(f"{server}/#qa/demo")
+    page.wait_for_selector("#option-threshold")
+    assert page.locator("#options summary").count() == 0, "of few options, all are shown"
+    assert [error for error in page.errors if "422" not in error] == []
+
+
 def test_models_are_chosen_by_the_list(server: str, page: Any) -> None:
     page.goto(server)
     assert page.locator("#models option").count() == len(tasks())

@@ -46,10 +46,7 @@ def read_form(body: bytes | bytearray, content_type: str) -> list[tuple[str, str
             raise _wrong("a field without a name")
         try:
             text = name[1].decode("utf-8").replace('\\"', '"')
-            if FILE.search(head[:MOST_HEAD]):
-                fields.append((text, bytes(content)))
-            else:  # browsers send each end of a line as CRLF, which a model of text would read otherwise
-                fields.append((text, content.decode("utf-8").replace("\r\n", "\n")))
+            fields.append((text, bytes(content) if FILE.search(head[:MOST_HEAD]) else content.decode("utf-8")))
         except UnicodeDecodeError:
             raise _wrong("a text that is not UTF-8") from None
     return fields

@@ -129,7 +129,8 @@ def read_fields(fields: Sequence[tuple[str, str | bytes]], known: Mapping[str, I
     for name, value in fields:
         if name in given:
             raise RequestError(422, f"form: expected each field once, found {shorten(name)} twice.")
-        given[name] = value
+        # Browsers send the end of a line of a text as CRLF, which a model of text would read otherwise.
+        given[name] = value.replace("\r\n", "\n") if isinstance(value, str) else value
     model, stream = given.pop("model", None), given.pop("stream", "false")
     streams: dict[str, bool | str] = {"true": True, "false": False, AUTO: AUTO}
     if not isinstance(model, (str, type(None))) or not isinstance(stream, str) or stream not in streams:
