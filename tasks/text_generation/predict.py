@@ -14,7 +14,6 @@ from torch import Tensor
 from mmattn.data.errors import DataError, is_broken, shorten
 from mmattn.data.text.language import LanguageTokens, token_bytes
 from mmattn.generate import GenerationConfig
-from mmattn.generate.search import ShouldStop
 from mmattn.generate.speculative import can_rewind, draft, lookup, speculate
 from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.errors import ConfigError
@@ -22,6 +21,7 @@ from mmattn.tasks.common.items import mapping_of, name_of
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.text_generation.chat import render
 from mmattn.tasks.text_generation.constrain import Pattern, cut_at, overlap, stopping
+from mmattn.tasks.text_generation.continuation import Continuation
 from mmattn.tasks.text_generation.corpus import Block
 from mmattn.tasks.text_generation.data import TextBatch, TextDataset, TextSample
 from mmattn.tasks.text_generation.explain import TextGenerationExplanation, explained
@@ -43,29 +43,6 @@ class TextGenerationPrediction:
     tokens: int  # number of generated tokens
     tokens_cut: int = 0  # tokens at the beginning of the prompt that were not read
     unknown: list[str] = field(default_factory=list)  # characters or words of the prompt that were read as [UNK]
-
-
-@dataclass
-class _Written:
-    """A continuation in the making."""
-
-    prompt: list[int]
-    ids: list[int] = field(default_factory=list)  # without the end token
-    count: int = 0  # tokens, the end included
-    log_p: float | None = 0.0
-    cut: int = 0
-    unknown: list[str] = field(default_factory=list)
-    is_done: bool = False
-
-    def add(
-        self, before: Sequence[int], ids: Sequence[int], config: GenerationConfig, should_stop: ShouldStop | None
-    ) -> None:
-        """Adds new ids, which were read after others."""
-        self.is_done = bool(ids) and ids[-1] in config.eos
-        if should_stop is not None and ids and not self.is_done:
-            self.is_done = bool(should_stop(torch.tensor([[*before, *ids]]))[0])
-        self.ids += [token for token in ids if token not in config.eos]
-        self.count += len(ids)
 
 
 class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
@@ -287,7 +264,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         text: str = restore([*tail, *ids])
         return text[len(start) :]
 
-    def _begun(self, sample: TextSample, wanted: Wanted) -> _Written:
+    def _begun(self, sample: TextSample, wanted: Wanted) -> Continuation:
         """A continuation without tokens; the prompt is cut if it is too long, or refused.
 
         Raises:
@@ -297,12 +274,12 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         ids = self.processor.prompt_ids(prompt, is_whole=wanted.chat or sample.is_whole)
         most, unknown = self.processor.max_len, self._unknown(prompt)
         if len(ids) <= most:
-            return _Written(ids, unknown=unknown)
+            return Continuation(ids, unknown=unknown)
         if wanted.on_long != CUT:
             raise DataError(f"item {sample.id}", f"a prompt of at most {most} tokens", f"one of {len(ids)}")
         kept = max(1, most - min(wanted.new_tokens, most // 2))
         self.cut += 1
-        return _Written(ids[-kept:], cut=len(ids) - kept, unknown=unknown)
+        return Continuation(ids[-kept:], cut=len(ids) - kept, unknown=unknown)
 
     def _unknown(self, prompt: str) -> list[str]:
         """The characters or words of a prompt without a token of their own, which are counted for `remark`."""
@@ -315,7 +292,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         return found
 
     def _rounds(
-        self, rows: Sequence[_Written], wanted: Wanted
+        self, rows: Sequence[Continuation], wanted: Wanted
     ) -> Iterator[tuple[GenerationConfig, list[list[int]], dict[str, Any]]]:
         """Yields options, prompts and keywords of `generate` for the rows that are not done.
 
@@ -352,7 +329,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
             mask[number, longest - len(row) :] = True
         return ids.to(self.device), mask.to(self.device)
 
-    def _write(self, rows: Sequence[_Written], wanted: Wanted) -> None:
+    def _write(self, rows: Sequence[Continuation], wanted: Wanted) -> None:
         """Continue rows, in place."""
         longest = max(len(row.prompt) for row in rows)
         rounds = longest + wanted.new_tokens > self.processor.max_len + 1  # several, in which patterns go on
@@ -368,7 +345,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
                 row.add(before, ids, config, keywords.get("should_stop"))
                 row.log_p = (row.log_p or 0.0) + value
 
-    def _speculate(self, row: _Written, wanted: Wanted) -> None:
+    def _speculate(self, row: Continuation, wanted: Wanted) -> None:
         """Continue one row by speculative decoding, in place.
 
         Raises:
