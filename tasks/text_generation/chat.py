@@ -56,7 +56,7 @@ def render(
     environment.call_binop = _operation  # type: ignore[method-assign]
     safe = environment.is_safe_attribute
     environment.is_safe_attribute = (  # type: ignore[method-assign]
-        lambda value, name, own: name not in PADDING and safe(value, name, own)
+        lambda obj, attr, value: attr not in PADDING and safe(obj, attr, value)
     )
     environment.wrap_str_format = lambda value: None  # type: ignore[method-assign] # which would allow `format`
     environment.filters = {name: one for name, one in environment.filters.items() if name not in PADDING}
