@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,13 +12,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from mmattn.data.batching import BatchPlan, Item
+from mmattn.data.text.language import LanguageTokens
 from mmattn.positions import LearnedPositions
 from mmattn.tasks.common.chance import Chance
 from mmattn.tasks.common.datamodule import Split, TaskDataModule
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
 from mmattn.tasks.common.options import LossOptions, check_range
-from mmattn.tasks.text_generation.corpus import Blocks
+from mmattn.tasks.text_generation.corpus import Blocks, Corpus
 from mmattn.tasks.text_generation.data import TextBatch, TextDataset
 from mmattn.tasks.text_generation.metrics import LanguageMetric
 from mmattn.tasks.text_generation.model import carries, token_loss, token_losses
@@ -82,8 +84,9 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
         min_count: Minimum number of occurrences of a character or word; none: 1.
         block_size: Number of tokens that the model reads at once; none: 256, or that of `init_from`.
         eval_context: Number of tokens before those of each block on which it is measured; evaluation then takes
-            block_size / (block_size - eval_context) times as long, and the loss is that of long contexts. Models that
-            read in order (memory_len, lstm) carry their state from block to block instead.
+            block_size / (block_size - eval_context) times as long, and the loss is that of long contexts; none: 0, or
+            that with which the model was trained. Models that read in order (memory_len, lstm) carry their state from
+            block to block instead.
         cross_documents: Whether attention crosses the ends of the documents that are packed into a block.
         ablate: Train and evaluate without the tokens before ("context"): a baseline, the tokens' frequencies.
     """
@@ -99,7 +102,7 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
         vocab_size: int | None = None,
         min_count: int | None = None,
         block_size: int | None = None,
-        eval_context: int = 0,
+        eval_context: int | None = None,
         cross_documents: bool = False,
         ablate: Literal["context"] | None = None,
         **common: Any,
@@ -115,6 +118,7 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
             "vocab_size": vocab_size,
             "min_count": min_count,
             "block_size": block_size,
+            "eval_context": eval_context,
         }
         self.augment = True
 
@@ -136,8 +140,9 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
             streams = self.batch_size * self._ranks()["world_size"] if self.in_order else None
         elif self.in_order:
             streams = 1  # one text from beginning to end, as the perplexity of the Penn Treebank is published
-        elif self.eval_context:
-            context = self.eval_context
+        else:
+            kept = self.processor.options.get("eval_context", 0)
+            context = kept if self.eval_context is None else self.eval_context
             if context >= size:
                 raise ConfigError(f"data.eval_context: expected fewer than the block's {size} tokens, found {context}.")
         corpus = self.processor.encode_corpus(dataset)
@@ -146,11 +151,24 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
                 f"data.batch_size: expected at most {len(corpus) - 1}, the tokens of the training data, each row of "
                 f"which continues the one before; found {streams}."
             )
+        if split != "train":
+            self._report_unknown(corpus, split)
         digest, other = dataset.fingerprint(), copy.copy(dataset)
         other.samples = Blocks(corpus, size, context, streams)  # type: ignore[assignment]
         other.places = []
         other._digest = digest
         return other
+
+    def _report_unknown(self, corpus: Corpus, split: Split) -> None:
+        """Warns of tokens that count as right when they are predicted to be unknown."""
+        tokenizer = self.processor.tokenizer
+        if not isinstance(tokenizer, LanguageTokens):  # public ones have parts for every text
+            return
+        if count := int(np.count_nonzero(corpus.ids == tokenizer.unk_id)):
+            sys.stderr.write(
+                f"{split}: {count:,} of {len(corpus):,} tokens are unknown and read as [UNK], which is easier to "
+                "predict than the words: the perplexity is too low (--data.vocab_size, --data.min_count).\n"
+            )
 
     @property
     def division(self) -> str:

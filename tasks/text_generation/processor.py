@@ -29,7 +29,7 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
         tokenizer: The tokenizer.
         max_len: Most tokens that the model reads at once.
         options: Additional JSON values, of public models: `generation`, `chat_template` with its `special_tokens`, and
-            `prefix_ids`, with which each text begins.
+            `prefix_ids`, with which each text begins; `eval_context`, see :meth:`fit`.
     """
 
     KEYS = frozenset({"text", "max_len", "options"})
@@ -38,6 +38,9 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
     def __init__(self, tokenizer: TokenIds, max_len: int = 256, options: Mapping[str, Any] | None = None) -> None:
         if not isinstance(max_len, int) or max_len < SMALLEST:
             raise ValueError(f"max_len: expected at least {SMALLEST}, found {max_len!r}")
+        context = (options or {}).get("eval_context", 0)
+        if not isinstance(context, int) or context < 0:
+            raise ValueError(f"eval_context: expected a number of tokens, found {context!r}")
         self.tokenizer, self.max_len, self.options = tokenizer, max_len, dict(options or {})
         self.cut = 0  # prompts that were truncated
 
@@ -49,6 +52,7 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
         vocab_size: int = 8000,
         min_count: int = 1,
         block_size: int = 256,
+        eval_context: int = 0,
     ) -> Self:
         """Make a processor from the training texts, and only from them.
 
@@ -58,6 +62,7 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
             vocab_size: Maximum number of ids of ``bpe`` and ``word``.
             min_count: Minimum number of occurrences of a character or word.
             block_size: Tokens that the model reads at once.
+            eval_context: Tokens before those of each block on which the model is measured.
         """
 
         def texts() -> Any:
@@ -65,7 +70,9 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
                 yield from pieces(sample.pieces())
                 yield from [sample.prompt] if sample.prompt else []
 
-        return cls(LanguageTokens.fit(texts, tokenizer, vocab_size, min_count), block_size)
+        return cls(
+            LanguageTokens.fit(texts, tokenizer, vocab_size, min_count), block_size, {"eval_context": eval_context}
+        )
 
     def retarget(self, train: TextDataset, given: Mapping[str, Any]) -> Self:
         """A processor for other data: the same tokenizer, with the given block size.
@@ -81,6 +88,8 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
             )
         other = copy.copy(self)
         other.max_len = given.get("block_size") or self.max_len
+        if given.get("eval_context") is not None:
+            other.options = {**self.options, "eval_context": given["eval_context"]}
         return other
 
     def sizes(self) -> dict[str, Any]:

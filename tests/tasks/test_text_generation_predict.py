@@ -223,15 +223,22 @@ def test_a_text_file_is_learned(tmp_path: Path) -> None:
     assert found["loss"] < 3
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]), rel=1e-4)
     assert found["bits_per_byte"] < found["loss"] / math.log(2)
-    run(
-        "validate",
-        tmp_path / "v",
-        f"--checkpoint {folder / 'model'} --data.val {tmp_path / 'a.txt'}",
-        task="text_generation",
-    )
+    losses = []
+    for number, words in enumerate(["", "--data.eval_context 8", "--data.eval_context 0"]):
+        given = f"--checkpoint {folder / 'model'} --data.val {tmp_path / 'a.txt'} --trainer.limit_val_batches 4 {words}"
+        measured = run("validate", tmp_path / f"v{number}", given, task="text_generation")
+        losses.append(read(measured / "metrics.json")["validation"]["loss"])
+    assert losses[0] == losses[1] != losses[2], "a model is measured as in its training"
     ask("predict", "--checkpoint", folder / "model", "--input", corpus(tmp_path), "--limit", "2", "--output",
         tmp_path / "o.jsonl", task="text_generation")  # fmt: skip
     assert len(lines(tmp_path / "o.jsonl")) == 2
+
+
+def test_unknown_tokens_of_validation_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "v.txt").write_text("the cat sees one zebra\n" * 20)
+    options = f"--data.train {corpus(tmp_path)} --data.val {tmp_path / 'v.txt'} --data.tokenizer word"
+    run("fit", tmp_path / "run", options, task="text_generation")
+    assert "val: 60 of 122 tokens are unknown and read as [UNK]" in capfd.readouterr().err
 
 
 def test_kernels_without_pairs_need_texts_that_attention_may_cross(tmp_path: Path) -> None:
