@@ -133,8 +133,8 @@ def freeze(model: nn.Module, which: str, pretrained: Collection[str]) -> list[nn
         chosen = set(pretrained) & parameters.keys()
         if not chosen:
             raise ConfigError(
-                "model.freeze pretrained: expected layers that --init_from does not give, which are trained alone; "
-                "found none."
+                "model.freeze: pretrained needs --init_from with some of the layers, so that the others are trained "
+                "alone; found none, or all."
             )
     else:
         known = {name for name, _ in model.named_modules()}

@@ -232,6 +232,7 @@ class TestContract:
             "run.json",
             "metrics.json",
             "report.html",
+            "examples.json",
             "last.ckpt",
             "best.ckpt",
             "processor",
