@@ -160,7 +160,7 @@ class TextDataset(SampleDataset[TextSample]):
         known = self.given or self.kinds.get("")
         named = any(name in self.names for name in ("label", "labels", "score", "tags"))
         needed = self.require_labels and known != TEXT and (named or known in (SINGLE, REGRESSION, TAGGING))
-        rows = list(read_samples(path, self.names, needed, problems))
+        rows = list(read_samples(path, self.names, needed, problems, not self.require_labels))
         if "" not in self.kinds:
             self.kinds[""], self.reasons[""] = (self.given, "") if self.given else kind_of([row for _, row in rows])
             if (

@@ -20,7 +20,7 @@ Row = dict[str, Any]  # text, text_pair, words, and the label as given: label, l
 
 
 def read_samples(
-    path: str | Path | Table, columns: Mapping[str, str], labeled: bool, problems: Problems
+    path: str | Path | Table, columns: Mapping[str, str], labeled: bool, problems: Problems, predicts: bool = False
 ) -> Iterator[tuple[str, Row]]:
     """Yields location and fields of each sample, with its labels as given.
 
@@ -30,6 +30,7 @@ def read_samples(
             the column of the tags, ``{"tags": "xpos"}``.
         labeled: Whether a row without a label is an error.
         problems: Collects invalid items.
+        predicts: Whether the texts are to be predicted; then columns may also have the names that are expected.
 
     Raises:
         DataError: The file as a whole cannot be read.
@@ -44,15 +45,16 @@ def read_samples(
     elif suffix == PLAIN:
         yield from _plain(path)
     elif suffix in TABLES or isinstance(path, Table):
-        yield from _rows(path, columns, labeled, problems)
+        yield from _rows(path, columns, labeled, problems, predicts)
     else:
         raise DataError(str(path), f"a file of {FORMATS}", f"a name that ends in {suffix!r}")
 
 
 def _rows(
-    path: str | Path | Table, columns: Mapping[str, str], labeled: bool, problems: Problems
+    path: str | Path | Table, columns: Mapping[str, str], labeled: bool, problems: Problems, predicts: bool
 ) -> Iterator[tuple[str, Row]]:
-    known = {columns.get(name, name): name for name in KEYS}
+    known = {name: name for name in KEYS} if predicts else {}
+    known |= {columns.get(name, name): name for name in KEYS}
     answers = [columns.get(name, name) for name in ("label", "labels", "score", "tags")]
     given = [columns[name] for name in ("label", "labels", "score", "tags") if name in columns]
     for where, line, row in read_rows(path, problems):
@@ -65,7 +67,7 @@ def _rows(
         if missing:
             names = [f"--data.columns.{known.get(name, 'label')}" for name in missing]
             also = f"{' and '.join(names)} name{'s another' if len(names) == 1 else ' others'}"
-            report_missing(path, where, row, missing, known, problems, also)
+            report_missing(path, where, row, missing, known, problems, "" if predicts else also)
             continue
         if given:  # a column that was asked for is the label, whatever others there are
             found = {k: v for k, v in found.items() if k in columns or k not in ("label", "labels", "score", "tags")}

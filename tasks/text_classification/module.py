@@ -116,7 +116,8 @@ class TextClassificationDataModule(TaskDataModule[TextDataset, TextClassificatio
             expected = f"files of the tasks {', '.join(kinds)}"
             raise ConfigError(f"data.{split}: expected {expected}, found one of {strange[0]}.")
         given = kinds if kinds else None
-        dataset = TextDataset(source, kind, self.columns, given, on_error=self.on_error)
+        columns = self.columns if self.columns is not None else getattr(self.processor, "columns", None)
+        dataset = TextDataset(source, kind, columns, given, on_error=self.on_error)
         if kinds and (unknown := {sample.task for sample in dataset.samples} - set(kinds)):
             expected = f"a file for each of the tasks {', '.join(kinds)}" if "" not in kinds else "a file of one task"
             found = f"samples of {min(unknown)}" if min(unknown) else "a file without a task's name"

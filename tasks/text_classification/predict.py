@@ -92,6 +92,9 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
     def to_sample(self, item: Item, number: int) -> TextSample:
         if isinstance(item, TextSample):
             return item
+        if isinstance(item, Mapping) and "text" not in item:  # by the names of the columns of training
+            names = {column: name for name, column in self.processor.columns.items()}
+            item = {names.get(key, key): value for key, value in item.items()}
         given = mapping_of(item, "text") if isinstance(item, (str, Mapping)) else None
         if given is None:
             raise DataError(f"item {number}", "a text, or a mapping with text or words", type(item).__name__)
@@ -180,7 +183,7 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
         known = [labels.kind for labels in self.processor.tasks.values()]
         # Of several tasks any one may answer: the file is read by what its labels are.
         kind = None if len(known) > 1 else known[0] if known else TEXT
-        dataset = TextDataset(path, kind, on_error=on_error, require_labels=False)
+        dataset = TextDataset(path, kind, self.processor.columns, on_error=on_error, require_labels=False)
         for sample in dataset.samples:
             sample.task = name
         return dataset.samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -35,17 +35,25 @@ class TextClassificationProcessor(TokenProcessor[TextSample, TextBatch]):
         max_len: Maximum number of tokens of a text or a pair, with special tokens. Longer texts are truncated, of pairs
             the longer one first; words with tags are divided into several rows instead.
         alphabet: Characters that are known, for models that read them.
+        columns: Names of the columns of the training data by those that are expected; predicted files may have either.
 
     Raises:
         ValueError: max_len leaves no room for a word.
     """
 
-    KEYS = frozenset({"text", "labels", "max_len", "alphabet"})
+    KEYS = frozenset({"text", "labels", "max_len", "alphabet", "columns"})
+    LATER: ClassVar[Mapping[str, Any]] = {"columns": {}}
 
     def __init__(
-        self, tokenizer: TokenIds, labels: Mapping[str, Labels], max_len: int = 128, alphabet: str = ""
+        self,
+        tokenizer: TokenIds,
+        labels: Mapping[str, Labels],
+        max_len: int = 128,
+        alphabet: str = "",
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(tokenizer)
+        self.columns = dict(columns or {})
         self.tasks, self.max_len, self.alphabet = dict(labels), int(max_len), alphabet
         if self.max_len < self.template.num_special + 2:
             least = self.template.num_special + 2
@@ -85,11 +93,11 @@ class TextClassificationProcessor(TokenProcessor[TextSample, TextBatch]):
         texts = [text for sample in dataset.samples for text in (sample.text, sample.text_pair) if text is not None]
         known = Tokenizer.fit(texts, tokenizer, vocab_size, min_count, lowercase=lowercase, max_len=max_len)
         alphabet = "".join(sorted({character for text in texts for character in text} - {" "}))[:500]
-        return cls(known, fit_labels(dataset), max_len, alphabet)
+        return cls(known, fit_labels(dataset), max_len, alphabet, dataset.names)
 
     def retarget(self, train: TextDataset, given: Mapping[str, Any]) -> TextClassificationProcessor:
         max_len = self.max_len if given.get("max_len") is None else given["max_len"]
-        return TextClassificationProcessor(self.tokenizer, fit_labels(train), max_len, self.alphabet)
+        return TextClassificationProcessor(self.tokenizer, fit_labels(train), max_len, self.alphabet, train.names)
 
     @property
     def labels(self) -> list[str] | None:
@@ -104,14 +112,14 @@ class TextClassificationProcessor(TokenProcessor[TextSample, TextBatch]):
 
     def settings(self) -> dict[str, Any]:
         labels = {name: labels.settings() for name, labels in self.tasks.items()}
-        return {
-            "text": self.tokenizer.config(), "labels": labels, "max_len": self.max_len, "alphabet": self.alphabet
-        }  # fmt: skip
+        about = {"text": self.tokenizer.config(), "labels": labels, "columns": self.columns}
+        return about | {"max_len": self.max_len, "alphabet": self.alphabet}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
         tokenizer = load_tokenizer(folder, config["text"])
-        return cls(tokenizer, labels_from(config["labels"]), config["max_len"], config["alphabet"])
+        labels = labels_from(config["labels"])
+        return cls(tokenizer, labels, config["max_len"], config["alphabet"], config["columns"])
 
     def check(self, dataset: TextDataset) -> None:
         """Raise a ``DataError``, or skip the sample, if a label is not one of the training data."""

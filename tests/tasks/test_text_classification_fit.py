@@ -89,6 +89,31 @@ def test_kinds_of_labels(name: str, suffix: str, metric: str, options: str, file
         assert isinstance(rows[0]["score"], float)
 
 
+def test_columns_of_training_are_those_of_prediction(files: Path, tmp_path: Path) -> None:
+    """A model keeps their names; either these or the expected ones will do."""
+    rows = [{"ticket": row["text"], "team": row["label"]} for row in lines(files / "single_train.jsonl")]
+    write_lines(tmp_path / "own.jsonl", rows)
+    columns = "--data.columns.text ticket --data.columns.label team"
+    folder = fit(tmp_path / "run", f"--data.train {tmp_path / 'own.jsonl'} {columns}")
+    run(
+        "test",
+        tmp_path / "t",
+        f"--checkpoint {folder}/model --data.test {tmp_path / 'own.jsonl'}",
+        task="text_classification",
+    )
+    write_lines(tmp_path / "new.jsonl", [{"ticket": rows[0]["ticket"]}, {"text": rows[0]["ticket"]}])
+    given = ("--input", tmp_path / "new.jsonl", "--output", tmp_path / "out.jsonl")
+    ask("predict", "--checkpoint", folder / "model", *given, task="text_classification")
+    one, other = lines(tmp_path / "out.jsonl")
+    assert one["label"] == other["label"]
+    predictor = load(folder / "model", device="cpu")
+    assert predictor({"ticket": rows[0]["ticket"]}).label == one["label"]
+    write_lines(tmp_path / "bad.jsonl", [{"txt": "a"}])
+    with pytest.raises(DataError) as caught:
+        predictor.open_input(str(tmp_path / "bad.jsonl"))
+    assert "--data.columns" not in str(caught.value)
+
+
 def test_several_tasks(files: Path, tmp_path: Path) -> None:
     """One encoder, a head for each; each is measured, and answers when it is asked."""
     names = {"one": "single_{}.jsonl", "two": "tags_{}.conll", "near": "score_{}.jsonl"}
