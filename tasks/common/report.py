@@ -86,7 +86,7 @@ def write(root: Path, trainer: Any, part: str, checkpoint: Any, figures: Mapping
         labels = getattr(data.processor, "labels", None) or []
         main = module.monitor.split("/")[1]
         source = data.fingerprint()[SPLITS[part]]
-        where = f"{source['samples']:,} items of {source['path']}; model {checkpoint}"
+        where = f"{source['samples']:,} items, {source['path']}; model {checkpoint}"
         found = Evaluation(part, main, figures, confusion, labels, items, where, module.mode == "min", chance)
         device = trainer.strategy.root_device
         predictor = (
