@@ -56,7 +56,11 @@ def epochs(first: TaskCLI) -> int:
         if isinstance(timer, Timer):
             expected = first.last.seconds * count / trainer.current_epoch * samples / len(data.dataset("train"))
             if (timer.time_remaining() or 0) < MARGIN * expected:
-                print(f"--trainer.max_time leaves no time to train on all {samples} samples.", flush=True)
+                print(
+                    f"--trainer.max_time leaves no time to train on all {samples} samples, about {expected:.0f} s: the "
+                    f"model is the one that was trained on {len(data.dataset('train'))}.",
+                    flush=True,
+                )
                 return 0
     return count
 
