@@ -201,11 +201,12 @@ class TextClassificationModule(TaskModule[TextClassificationDataModule]):
     def connect(self, data: TextClassificationDataModule) -> None:
         data.objective = self.loss.objective
         self._source = data
-        if self.loss.class_weights and not data.is_trained:
+        of_labels = [name for name in ("class_weights", "label_smoothing") if getattr(self.loss, name)]
+        if of_labels and not data.is_trained:
             kinds = set(data.dataset("train").kinds.values())
             if kinds <= {REGRESSION, TEXT} or self.loss.objective != LABELS:
                 found = "plain text" if self.loss.objective != LABELS or TEXT in kinds else "scores"
-                raise ConfigError(f"loss.class_weights: expected training data with labels, found {found}.")
+                raise ConfigError(f"loss.{of_labels[0]}: expected training data with labels, found {found}.")
         probing = self.optim.probe_below and self.start is not None and self.init_from is not None
         if probing and self.start is not None and self.start.headless and self.loss.objective == LABELS:
             count = len(data.dataset("train"))

@@ -247,6 +247,7 @@ def test_bad_data_end_in_one_error(files: Path, tmp_path: Path) -> None:
         refused(message, fit, tmp_path / "run", options, error=(ConfigError, DataError))
     for options, message in (
         (f"{data(files, 'score')} --loss.class_weights true", "class_weights: expected training data with labels"),
+        (f"{data(files, 'score')} --loss.label_smoothing 0.1", "label_smoothing: expected .* labels, found scores"),
         (f"{data(files, 'tags', 'conll')} --data.augment.swap 0.1", "expected texts to augment, found words with tags"),
         (f"{data(files, 'single')} --data.augment.swap often", "data.augment.swap: expected a number from 0 to 1"),
         (f"{data(files, 'single')} --data.columns.lable x", "data.columns: expected .*'lable' .did you mean 'label'"),
