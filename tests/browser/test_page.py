@@ -173,9 +173,11 @@ def test_token_and_streaming(browser: Any) -> None:
         page = browser.new_page()
         page.goto(address)
         page.wait_for_selector("#token")
+        assert page.is_hidden("#refused")
         page.fill("#token", "wrong")
         page.keyboard.press("Enter")
-        page.wait_for_timeout(200)
+        page.wait_for_selector("#refused")
+        assert page.inner_text("#refused") == "wrong token"
         assert page.is_visible("#token")
         page.fill("#token", "secret")
         page.keyboard.press("Enter")
