@@ -117,6 +117,10 @@ def test_own_files_texts_and_options(server: str, page: Any, tmp_path: Path) -> 
     page.click("#ask")
     assert "expected an image" in answer(page)
     shoot(page, "error")
+    assert page.input_value("#field-image").endswith("x.png")
+    page.click("#examples button")
+    assert answer(page)
+    assert page.input_value("#field-image") == "", "the name of the earlier file is gone"
     assert [error for error in page.errors if "422" not in error] == []
 
 
