@@ -2,6 +2,9 @@
 
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +107,16 @@ def test_a_taken_port_is_refused() -> None:
     port = place.getsockname()[1]
     refused(f"--port {port}: cannot listen there", serve.main, ["vqa/demo", "--port", str(port)], error=UserError)
     place.close()
+
+
+def test_an_interrupt_stops_the_server() -> None:
+    words = [sys.executable, "-m", "mmattn", "serve", "text_classification/demo", "--port", "0", "--device", "cpu"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().endswith(" (Ctrl-C stops it)\n")
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("stopped\n", "")
+    assert process.returncode == 0
 
 
 def test_names_of_models(tmp_path: Any) -> None:
