@@ -16,6 +16,7 @@ from mmattn import fit, load
 from mmattn.data.errors import UserError
 from mmattn.tasks.common import serve
 from mmattn.tasks.common.dispatch import guarded
+from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.serving.examples import example_of
 from mmattn.tasks.common.serving.models import ServedModel, open_models, state_version
 from mmattn.tasks.common.sources import find_model
@@ -89,6 +90,14 @@ def test_packed_models_predict_and_do_not_explain() -> None:
 )
 def test_mistakes_on_the_command_line(words: list[str], message: str) -> None:
     refused(re.escape(message), serve.main, words, error=UserError)
+
+
+def test_no_download_is_suggested_for_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    for name in ("runs/nothing", "own/nothing"):
+        assert "did you mean" not in refused(name, serve.main, [name, "--port", "0"], error=CheckpointError)
+    refused("did you mean 'hf:other/nothing'", serve.main, ["other/nothing", "--port", "0"], error=CheckpointError)
 
 
 @pytest.mark.parametrize("name", [(), ("serve",)])
