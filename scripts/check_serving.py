@@ -48,7 +48,7 @@ def server(python: str, names: list[str], folder: Path, environment: dict[str, s
         if "http://" not in line:
             sys.exit(f"the server did not start: {line}")
         try:
-            yield line.rpartition(": ")[2].strip()
+            yield line.rpartition(": ")[2].split()[0]
         finally:
             process.terminate()
 

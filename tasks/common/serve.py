@@ -39,7 +39,10 @@ def serve(task: Task | None, sources: Sequence[str], options: argparse.Namespace
     named: dict[str, Any] = {"device": options.device, "precision": options.precision, "examples": options.examples}
     models = list(open_models(sources, task=task.name if task else None, given=given, **named))
     app, names = create_app(models, limits_of(options)), ", ".join(model.name for model in models)
-    make_server(app, place, names).run([place])
+    try:
+        make_server(app, place, names).run([place])
+    except KeyboardInterrupt:  # uvicorn raises it again once the requests are answered
+        print("stopped", flush=True)
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -77,7 +80,7 @@ def make_server(app: Any, place: socket.socket, names: str = "") -> Any:
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             if self.started and names:
-                print(f"{names}: {self.address}", flush=True)
+                print(f"{names}: {self.address} (Ctrl-C stops it)", flush=True)
 
     config = uvicorn.Config(
         app,

@@ -184,7 +184,8 @@ def _hint(name: str) -> str:
     """How to name a model that is no folder: "owner/name" of the hub, and bare names of ours and of timm."""
     close = [f"{task}/{model}" for task in tasks() for model in named_models(task) if model == name]
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        close = [f"hf:{name}"]
+        owner = name.partition("/")[0]
+        close = [] if owner == "runs" or Path(owner).is_dir() else [f"hf:{name}"]  # rather a path of this machine
     elif not close and re.fullmatch(r"[\w-]+", name):
         from mmattn.backbones.timm import nearest_models
 

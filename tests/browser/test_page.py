@@ -117,6 +117,10 @@ def test_own_files_texts_and_options(server: str, page: Any, tmp_path: Path) -> 
     page.click("#ask")
     assert "expected an image" in answer(page)
     shoot(page, "error")
+    assert page.input_value("#field-image").endswith("x.png")
+    page.click("#examples button")
+    assert answer(page)
+    assert page.input_value("#field-image") == "", "the name of the earlier file is gone"
     assert [error for error in page.errors if "422" not in error] == []
 
 
@@ -173,9 +177,11 @@ def test_token_and_streaming(browser: Any) -> None:
         page = browser.new_page()
         page.goto(address)
         page.wait_for_selector("#token")
+        assert page.is_hidden("#refused")
         page.fill("#token", "wrong")
         page.keyboard.press("Enter")
-        page.wait_for_timeout(200)
+        page.wait_for_selector("#refused")
+        assert page.inner_text("#refused") == "wrong token"
         assert page.is_visible("#token")
         page.fill("#token", "secret")
         page.keyboard.press("Enter")

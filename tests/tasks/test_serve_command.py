@@ -2,6 +2,9 @@
 
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from mmattn import fit, load
 from mmattn.data.errors import UserError
 from mmattn.tasks.common import serve
 from mmattn.tasks.common.dispatch import guarded
+from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.serving.examples import example_of
 from mmattn.tasks.common.serving.models import ServedModel, open_models, state_version
 from mmattn.tasks.common.sources import find_model
@@ -88,6 +92,14 @@ def test_mistakes_on_the_command_line(words: list[str], message: str) -> None:
     refused(re.escape(message), serve.main, words, error=UserError)
 
 
+def test_no_download_is_suggested_for_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    for name in ("runs/nothing", "own/nothing"):
+        assert "did you mean" not in refused(name, serve.main, [name, "--port", "0"], error=CheckpointError)
+    refused("did you mean 'hf:other/nothing'", serve.main, ["other/nothing", "--port", "0"], error=CheckpointError)
+
+
 @pytest.mark.parametrize("name", [(), ("serve",)])
 def test_damaged_examples_end_in_one_line(tmp_path: Any, capsys: pytest.CaptureFixture[str], name: Any) -> None:
     """Without advice to give an option that the command does not have."""
@@ -104,6 +116,16 @@ def test_a_taken_port_is_refused() -> None:
     port = place.getsockname()[1]
     refused(f"--port {port}: cannot listen there", serve.main, ["vqa/demo", "--port", str(port)], error=UserError)
     place.close()
+
+
+def test_an_interrupt_stops_the_server() -> None:
+    words = [sys.executable, "-m", "mmattn", "serve", "text_classification/demo", "--port", "0", "--device", "cpu"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().endswith(" (Ctrl-C stops it)\n")
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("stopped\n", "")
+    assert process.returncode == 0
 
 
 def test_names_of_models(tmp_path: Any) -> None:

@@ -112,8 +112,10 @@ def test_description(server: tuple[str, dict[str, ServedModel]]) -> None:
     for name in models:
         assert f"<h2>{name}</h2>" in docs
     for page in (docs, request(address, "/").content.decode()):
-        assert "http://" not in page.replace("http://127.0.0.1:8000", "")
+        assert "http://" not in page.replace(f"{address}/predict", "")
         assert "https://" not in page
+    assert f"{address}/predict" in docs
+    assert "-H " not in docs
     assert request(address, "/health").json["status"] == "ok"
     found = request(address, "/nothing")
     assert (found.status, found.json["status"]) == (404, 404)
@@ -187,6 +189,7 @@ def test_token(monkeypatch: pytest.MonkeyPatch) -> None:
             assert request(address, path).status == 401
         for path in ("/", "/health", "/docs", "/openapi.json"):
             assert request(address, path).status == 200
+        assert "curl -H &#x27;Authorization: Bearer TOKEN&#x27; " in request(address, "/docs").content.decode()
 
 
 def test_text_is_streamed_while_it_is_generated() -> None:

@@ -129,7 +129,7 @@ def create_app(models: Iterable[ServedModel], limits: Limits | None = None, toke
         return HTMLResponse(start_page(), headers={"Content-Security-Policy": POLICY})
 
     async def docs(request: Request) -> Response:
-        return HTMLResponse(docs_page([*server.models.values()], server.limits))
+        return HTMLResponse(docs_page([*server.models.values()], server.limits, str(request.base_url), bool(secret)))
 
     route("/predict", predict, method="POST", about="Predict one item, or a list of items.")
     route("/explain", explain, method="POST", about="Draw what the prediction of one item is based on.")

@@ -1,7 +1,8 @@
 // Media of the page: files that are chosen, dropped or pasted, and what a camera or a microphone records.
 
-function setMedia(name, value) {
+function setMedia(name, value, chosen = false) {
   media[name] = value;
+  if (!chosen) $(`field-${name}`).value = "";  // which would show the name of an earlier file
   const place = $(`preview-${name}`), kind = value ? (value.type || "").split("/")[0] : "";
   for (const old of place.children) URL.revokeObjectURL(old.src);
   place.replaceChildren();
@@ -18,7 +19,7 @@ function mediaField(field) {
   const accept = field.media + (kind === "video" ? ",image/gif" : "");
   const file = element("input", { type: "file", accept, id });
   const box = element("div", { className: "drop" }, file);
-  file.onchange = () => file.files[0] && setMedia(field.name, file.files[0]);
+  file.onchange = () => file.files[0] && setMedia(field.name, file.files[0], true);
   box.ondragover = (event) => { event.preventDefault(); box.classList.add("over"); };
   box.ondragleave = () => box.classList.remove("over");
   box.ondrop = (event) => {

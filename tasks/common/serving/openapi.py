@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -98,8 +99,15 @@ def responses(command: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def docs_page(models: Sequence[ServedModel], limits: Limits) -> str:
-    """The page /docs, which needs no other file: models, fields, options, statuses, and commands to copy."""
+def docs_page(models: Sequence[ServedModel], limits: Limits, address: str, token: bool = False) -> str:
+    """The page /docs, which needs no other file: models, fields, options, statuses, and commands to copy.
+
+    Args:
+        models: The models of the server.
+        limits: Its limits.
+        address: Its address as the client knows it.
+        token: Whether it asks for a token.
+    """
     parts = ["<h1>mmattn: HTTP interface</h1>"]
     parts.append(
         '<p>The page <a href="./">/</a> asks the models from the browser; <a href="openapi.json">openapi.json</a> '
@@ -118,20 +126,22 @@ def docs_page(models: Sequence[ServedModel], limits: Limits) -> str:
             for option in options
         ]
         parts.append(table(named, ("name", "type", "of", "meaning")))
-        parts.append(f"<pre>{escape(command_of(model))}</pre>")
+        parts.append(f"<pre>{escape(command_of(model, address, token))}</pre>")
     parts.append("<h2>Statuses</h2>" + table([(Markup(str(key)), text) for key, text in STATUSES.items()]))
     return page("mmattn: HTTP interface", "\n".join(parts))
 
 
-def command_of(model: ServedModel) -> str:
-    """A command that asks a model, to copy."""
+def command_of(model: ServedModel, address: str, token: bool = False) -> str:
+    """A command that asks the model of a server, to copy."""
+    curl = "curl -H 'Authorization: Bearer TOKEN'" if token else "curl"
+    place = shlex.quote(f"{address.rstrip('/')}/predict")
     if any(option.media for option in model.fields):
         words = [
             f"-F {option.name}=@FILE" if option.media else f"-F {option.name}='...'"
             for option in model.fields
             if not option.optional
         ]
-        return f"curl -F model={model.name} {' '.join(words)} http://127.0.0.1:8000/predict"
+        return f"{curl} -F model={model.name} {' '.join(words)} {place}"
     item = {option.name: "..." for option in model.fields if not option.optional}
     body = json.dumps({"model": model.name, "item": item})
-    return f"curl --json '{body}' http://127.0.0.1:8000/predict"
+    return f"{curl} --json '{body}' {place}"

@@ -196,6 +196,8 @@ function exampleButton(own, item, number) {
 // The start -----------------------------------------------------------------------------------------------------------
 
 function login() {
+  $("refused").hidden = !sessionStorage.getItem("token");  // none has been tried yet
+  sessionStorage.removeItem("token");
   $("login").hidden = false;
   document.querySelector("main").hidden = true;
 }
