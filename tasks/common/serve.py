@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -39,10 +40,9 @@ def serve(task: Task | None, sources: Sequence[str], options: argparse.Namespace
     named: dict[str, Any] = {"device": options.device, "precision": options.precision, "examples": options.examples}
     models = list(open_models(sources, task=task.name if task else None, given=given, **named))
     app, names = create_app(models, limits_of(options)), ", ".join(model.name for model in models)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once the requests are answered
         make_server(app, place, names).run([place])
-    except KeyboardInterrupt:  # uvicorn raises it again once the requests are answered
-        print("stopped", flush=True)
+    print("stopped", flush=True)
 
 
 def bound(host: str, port: int) -> socket.socket:
