@@ -82,6 +82,18 @@ def test_options_reach_the_predictor(server: tuple[str, dict[str, ServedModel]])
     assert "overlays" not in names
 
 
+def test_a_wrong_field_of_a_form_is_no_option() -> None:
+    one, other = ServedModel("one", Echo()), ServedModel("other", Echo())
+    options = ", ".join(option["name"] for option in one.describe()["options"])
+    fields = ", ".join(field["name"] for field in one.describe()["fields"])
+    expected = f"form: expected the fields {fields}, found 'ticket' (did you mean 'text'?); options: {options}."
+    with serving([one, other]) as address:
+        found = request(address, "/predict", *form({"ticket": "a"}))
+        assert found.status == 422
+        assert found.json["error"] == f"{expected} Without the field model, one answers; the other models: other."
+        assert request(address, "/predict", *form({"ticket": "a", "model": "other"})).json["error"] == expected
+
+
 @pytest.mark.parametrize("given", [10**400, -(10**400), 1e400, float("nan"), "nan", "1e400"])
 def test_numbers_without_bounds_are_refused(given: Any) -> None:
     for kind in (int, float):

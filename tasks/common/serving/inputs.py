@@ -56,6 +56,7 @@ class Asked(NamedTuple):
     options: dict[str, Any]
     alone: bool  # whether one item was given, and not a list
     stream: bool | str  # AUTO: if the model and the options allow it
+    form: bool = False  # whose options are all fields that no item has
 
 
 def item_fields(task: Task, loaded: Iterable[str] = ()) -> list[Option]:
@@ -137,7 +138,7 @@ def read_fields(fields: Sequence[tuple[str, str | bytes]], known: Mapping[str, I
         raise RequestError(422, f"form: expected model, a name, and stream, {', '.join(streams)}; found another value.")
     names = {ID, *known.get(model or next(iter(known)), ())}
     item = {name: given.pop(name) for name in list(given) if name in names}
-    return Asked(model, [item], given, True, streams[stream])
+    return Asked(model, [item], given, True, streams[stream], form=True)
 
 
 def check_item(fields: Sequence[Option], item: Any, number: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from mmattn.data.errors import UserError, nearest, shorten
 from mmattn.tasks.common.serving.batching import Job, QueueFullError, StoppedError
 from mmattn.tasks.common.serving.bodies import Bodies
-from mmattn.tasks.common.serving.inputs import Asked, RequestError, check_item, check_options
+from mmattn.tasks.common.serving.inputs import Asked, RequestError, check_item, check_options, request_options
 from mmattn.tasks.common.serving.models import ServedModel
 from mmattn.tasks.common.serving.options import Limits
 
@@ -85,6 +85,8 @@ class Server:
         model = request.state.model = self.model(asked.model)
         if len(asked.items) > self.limits.max_items:
             raise RequestError(413, f"items: expected at most {self.limits.max_items}, found {len(asked.items)}.")
+        if asked.form:
+            self.check_form(model, asked, command)
         asked = asked._replace(options=check_options(model.task, asked.options, command))
         try:
             model.predictor.check_options(asked.options)
@@ -97,6 +99,23 @@ class Server:
             except RequestError as error:
                 items.append(error)
         return model, asked, items
+
+    def check_form(self, model: ServedModel, asked: Asked, command: str) -> None:
+        """Check that the fields of a form are those of the model's items or options.
+
+        Raises:
+            RequestError: One is another.
+        """
+        fields = [option.name for option in model.fields]
+        options = [option.name for option in request_options(model.task, command)]
+        if wrong := next((name for name in asked.options if name not in options), None):
+            hint = nearest(wrong, fields + options)
+            message = f"form: expected the fields {', '.join(fields)}, found {shorten(wrong)}{hint}"
+            message += f"; options: {', '.join(options) or 'none'}."
+            if asked.model is None and len(self.models) > 1:
+                others = ", ".join(name for name in self.models if name != model.name)
+                message += f" Without the field model, {model.name} answers; the other models: {others}."
+            raise RequestError(422, message)
 
     async def answers(self, request: Request, model: ServedModel, jobs: Sequence[Job]) -> list[Any]:
         """The answer to each job, or its exception. Those that still wait are cancelled if the client leaves.
