@@ -227,8 +227,8 @@ class TestContract:
     def test_fit_writes_the_run_directory(self, task: str, trained: Callable[[str], Path]) -> None:
         folder = trained(task)
         files = {
-            ".lock", "config.yaml", "run.json", "metrics.json", "report.html", "examples.json", "last.ckpt", "best.ckpt",
-            "processor", "model", "logs",
+            ".lock", "config.yaml", "run.json", "metrics.json", "report.html", "examples.json", "last.ckpt",
+            "best.ckpt", "processor", "model", "logs",
         }  # fmt: skip
         assert {path.name for path in folder.iterdir()} == files
         assert {path.name for path in (folder / "model").iterdir()} == {
