@@ -33,7 +33,33 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-class CenterCrop(ImageProcessor):
+class Cropped(ImageProcessor):
+    """The center of the whole image after it is resized; a subclass tells to which size."""
+
+    def scaled_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height to which an image of the given width and height is resized."""
+        raise NotImplementedError
+
+    def window(self, size: tuple[int, int]) -> Box:
+        (width, height), (left, top, right, bottom) = self.scaled_size(size), self._crop(size)
+        return left / width, top / height, right / width, bottom / height
+
+    def _crop(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """The edges of the center of a resized image: left, top, right, bottom."""
+        (width, height), (scaled_width, scaled_height) = self.size[::-1], self.scaled_size(size)
+        left, top = (scaled_width - width) // 2, (scaled_height - height) // 2
+        return left, top, left + width, top + height
+
+    def _resized(self, image: PILImage) -> PILImage:
+        crop, scaled = self._crop(image.size), self.scaled_size(image.size)
+        return image.resize(scaled, RESAMPLE.index(self.resample)).crop(crop)
+
+    def config(self) -> dict[str, Any]:
+        """Returns the constructor's keywords as JSON values."""
+        return {"size": list(self.size), "mean": list(self.mean), "std": list(self.std), "resample": self.resample}
+
+
+class CenterCrop(Cropped):
     """The center of the whole image after it is resized, its aspect ratio not kept.
 
     Args:
@@ -56,35 +82,18 @@ class CenterCrop(ImageProcessor):
         scaled: int | Sequence[int] = 256,
     ) -> None:
         super().__init__(size, mean, std, resample=resample)
-        self.whole = ImageProcessor(scaled, mean, std, resample=resample)
-        if self.size[0] > self.whole.size[0] or self.size[1] > self.whole.size[1]:
-            raise ValueError(f"scaled: expected at least the size {self.size}, found {self.whole.size}")
+        self.scaled = ImageProcessor(scaled).size
+        if self.size[0] > self.scaled[0] or self.size[1] > self.scaled[1]:
+            raise ValueError(f"scaled: expected at least the size {self.size}, found {self.scaled}")
 
-    def window(self, size: tuple[int, int]) -> Box:
-        left, top = self._corner()
-        (height, width), (whole_height, whole_width) = self.size, self.whole.size
-        return (
-            left / whole_width,
-            top / whole_height,
-            (left + width) / whole_width,
-            (top + height) / whole_height,
-        )
-
-    def _corner(self) -> tuple[int, int]:
-        (height, width), (whole_height, whole_width) = self.size, self.whole.size
-        return (whole_width - width) // 2, (whole_height - height) // 2
-
-    def _resized(self, image: PILImage) -> PILImage:
-        (left, top), (height, width) = self._corner(), self.size
-        return self.whole._resized(image).crop((left, top, left + width, top + height))
+    def scaled_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self.scaled[1], self.scaled[0]
 
     def config(self) -> dict[str, Any]:
-        """Returns the constructor's keywords as JSON values."""
-        own = {"size": list(self.size), "mean": list(self.mean), "std": list(self.std), "resample": self.resample}
-        return own | {"scaled": list(self.whole.size)}
+        return super().config() | {"scaled": list(self.scaled)}
 
 
-class ShorterSide(ImageProcessor):
+class ShorterSide(Cropped):
     """The center of the whole image after its shorter side is resized to a length (Radford et al. 2021, CLIP).
 
     Args:
@@ -111,29 +120,12 @@ class ShorterSide(ImageProcessor):
         if max(self.size) > self.shorter:
             raise ValueError(f"shorter: expected at least both sides of the size {self.size}, found {shorter}")
 
-    def window(self, size: tuple[int, int]) -> Box:
-        (width, height), (left, top, right, bottom) = self._scaled(size), self._crop(size)
-        return left / width, top / height, right / width, bottom / height
-
-    def _scaled(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Width and height to which an image of the given width and height is resized."""
+    def scaled_size(self, size: tuple[int, int]) -> tuple[int, int]:
         width, height = (int(self.shorter * side / min(size)) for side in size)  # not rounded, as in transformers
         return width, height
 
-    def _crop(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """The edges of the center of a resized image: left, top, right, bottom."""
-        (width, height), (scaled_width, scaled_height) = self.size[::-1], self._scaled(size)
-        left, top = (scaled_width - width) // 2, (scaled_height - height) // 2
-        return left, top, left + width, top + height
-
-    def _resized(self, image: PILImage) -> PILImage:
-        crop, scaled = self._crop(image.size), self._scaled(image.size)
-        return image.resize(scaled, RESAMPLE.index(self.resample)).crop(crop)
-
     def config(self) -> dict[str, Any]:
-        """Returns the constructor's keywords as JSON values."""
-        own = {"size": list(self.size), "mean": list(self.mean), "std": list(self.std), "resample": self.resample}
-        return own | {"shorter": self.shorter}
+        return super().config() | {"shorter": self.shorter}
 
 
 class FittedImages(ImageProcessor):

@@ -15,6 +15,7 @@ from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageProcessor
 from mmattn.data.image.public import (
     PREPROCESSING,
     CenterCrop,
+    Cropped,
     FittedImages,
     ShorterSide,
     make_image_processor,
@@ -76,7 +77,7 @@ def resized(image: ImageProcessor, given: Mapping[str, Any]) -> ImageProcessor:
     """
     size, mode = given.get("image_size"), given.get("resize")
     config = image.config()
-    if isinstance(image, (CenterCrop, FittedImages, ShorterSide)) and mode is not None:
+    if isinstance(image, (Cropped, FittedImages)) and mode is not None:
         raise ConfigError(
             f"data.resize: expected none, since the public model's images are resized in its own way; found {mode!r}."
         )
@@ -87,7 +88,7 @@ def resized(image: ImageProcessor, given: Mapping[str, Any]) -> ImageProcessor:
     elif size is not None:
         if isinstance(image, CenterCrop):  # the same part of the image
             sides = (size, size) if isinstance(size, int) else size
-            ratios = [whole / side for whole, side in zip(image.whole.size, image.size, strict=True)]
+            ratios = [whole / side for whole, side in zip(image.scaled, image.size, strict=True)]
             config["scaled"] = [round(ratio * side) for ratio, side in zip(ratios, sides, strict=True)]
         if isinstance(image, ShorterSide):
             largest = size if isinstance(size, int) else max(size)
