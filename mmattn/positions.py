@@ -180,9 +180,6 @@ class GridPositions(nn.Module):
         return x + nn.functional.interpolate(self.weight, size=(h, w), mode="bilinear", align_corners=False)
 
 
-ENDS = ("beta_fast", "beta_slow")
-
-
 class Rotary(nn.Module):
     """Rotates pairs of q and k channels by an angle proportional to the position, so that scores depend on offsets.
 
@@ -260,7 +257,10 @@ class Rotary(nn.Module):
             return lowered
         if self.scaling["kind"] == "yarn":
             # The channel of a number of turns within n tokens; between the two the rates are interpolated.
-            ends = [self.scaling["original_max_len"] / (self.scaling[name] * 2 * math.pi) for name in ENDS]
+            ends = [
+                self.scaling["original_max_len"] / (self.scaling[name] * 2 * math.pi)
+                for name in ("beta_fast", "beta_slow")
+            ]
             first, last = (half * math.log(end) / math.log(self.base) for end in ends)
             first, last = max(math.floor(first), 0), min(math.ceil(last), self.head_dim - 1)
             ramp = (torch.arange(half, device=device, dtype=dtype) - first) / (last - first or 1e-3)

@@ -77,9 +77,7 @@ def write(root: Path, trainer: Any, part: str, checkpoint: Any, figures: Mapping
     module, data = trainer.lightning_module, trainer.datamodule
     if not module.training_options.report:
         return
-    print(
-        f"Writing the report, {root / REPORT}: predictions of validation items and their explanations ...", flush=True
-    )
+    print(f"Writing the report, {root / REPORT}: predictions of some items and their explanations ...", flush=True)
     try:
         items = [] if data.ablate is not None or not figures else data.dataset(SPLITS[part]).originals()
         chance = module.chance_level if part == "validation" else None
