@@ -8,7 +8,6 @@ rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -157,25 +156,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None) -> Tensor:
 
 
 def _function(module: nn.Module) -> Map:
-    """A module as a function, without what `nn.Module.__call__` does besides."""
-    if type(module) is Int8Linear:
-        return partial(_int8, torch.ops.quantized.linear_dynamic.default, module.packed, module.reduce_range)
-    if type(module) is PackedLinear:
-        return partial(_packed, torch.ops.mkldnn._linear_pointwise.default, module.packed, module.bias, module.dtype)
+    """A module as a function, without what `nn.Module.__call__` does besides; a norm without Python's checks, too."""
     if type(module) is nn.LayerNorm:
         shape, weight, bias, eps = module.normalized_shape, module.weight, module.bias, module.eps
         return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
     return module.forward
-
-
-def _int8(product: Any, packed: Any, reduce_range: bool, x: Tensor) -> Tensor:
-    return product(x, packed, reduce_range)  # type: ignore[no-any-return]
-
-
-def _packed(product: Any, packed: Any, bias: Tensor | None, dtype: torch.dtype, x: Tensor) -> Tensor:
-    if x.dtype == dtype:
-        return product(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
-    return product(x.to(dtype), packed, bias, "none", [], "").to(x.dtype)  # type: ignore[no-any-return]
 
 
 def _is_replaced(module: nn.Module) -> bool:
