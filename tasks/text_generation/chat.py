@@ -44,22 +44,11 @@ def render(
     '<user>hi'
     """
     import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise DataError(f"message {number}", "a mapping with role and content", shorten(message))
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.intercepted_binops = frozenset(["*", "**", "%"])  # a product of texts may fill the memory
-    environment.call_binop = _operation  # type: ignore[method-assign]
-    safe = environment.is_safe_attribute
-    environment.is_safe_attribute = (  # type: ignore[method-assign]
-        lambda obj, attr, value: attr not in PADDING and safe(obj, attr, value)
-    )
-    environment.wrap_str_format = lambda value: None  # type: ignore[method-assign] # which would allow `format`
-    environment.filters = {name: one for name, one in environment.filters.items() if name not in PADDING}
+    environment = _sandbox()
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals |= {
         "raise_exception": _refuse,
@@ -77,13 +66,35 @@ def render(
         raise DataError(where, "a template that renders the messages", shorten(str(error), 200)) from None
 
 
+def _sandbox() -> Any:
+    """An environment of templates in which no operation fills the memory in one step."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(["*", "**", "%"])
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            return _operation(operator, left, right)
+
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            return attr not in PADDING and super().is_safe_attribute(obj, attr, value)
+
+        def wrap_str_format(self, value: Any) -> Any:
+            return None  # `format` is no safe attribute
+
+    made = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    made.filters = {name: one for name, one in made.filters.items() if name not in PADDING}
+    return made
+
+
 def _refuse(message: str) -> None:
     import jinja2
 
     raise jinja2.TemplateError(message)
 
 
-def _operation(context: Any, operator: str, left: Any, right: Any) -> Any:
+def _operation(operator: str, left: Any, right: Any) -> Any:
+    """A product, power or formatted text, unless it is too large."""
     for one, times in ((left, right), (right, left)):
         is_many = operator == "*" and isinstance(one, (str, list, tuple)) and isinstance(times, int)
         if is_many and len(one) * times > MOST_CHARACTERS:
