@@ -146,7 +146,7 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
             if context >= size:
                 raise ConfigError(f"data.eval_context: expected fewer than the block's {size} tokens, found {context}.")
         corpus = self.processor.encode_corpus(dataset)
-        if streams is not None and len(corpus) <= streams:
+        if split == "train" and streams is not None and len(corpus) <= streams:
             raise ConfigError(
                 f"data.batch_size: expected at most {len(corpus) - 1}, the tokens of the training data, each row of "
                 f"which continues the one before; found {streams}."

@@ -213,7 +213,6 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         wanted = Wanted.of(self.check_options(options))
         sample = self.to_sample(item, 0)
         row = self._begun(sample, wanted)
-        self.cut += row.cut > 0
         shown = 0
         for config, given, keywords in self._rounds([row], wanted):
             ids, mask = self._padded(given)

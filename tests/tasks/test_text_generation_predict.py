@@ -105,6 +105,9 @@ def test_long_prompts(writer: TextGenerationPredictor) -> None:
     found = writer("the cat sat on the mat", max_new_tokens=4)
     assert found.tokens_cut == 23 - 12
     assert "16 tokens that the model reads" in writer.remark()
+    before = writer.cut
+    assert "".join(writer.stream_text("the cat sat on the mat", max_new_tokens=4)) == found.text
+    assert writer.cut == before + 1, "a prompt counts once"
     message = "item 0: expected a prompt of at most 16 tokens, found one of 23"
     refused(message, writer.predict, ["the cat sat on the mat"], on_long="refuse", error=DataError)
 
