@@ -58,6 +58,15 @@ def assert_rows(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], ro
     assert difference(cut, theirs) <= TOLERANCE
 
 
+def assert_generated(found: Any, row: int, expected: torch.Tensor) -> int:
+    """Compares the texts of a row of ours with theirs, which begin with START; returns the longest one's length."""
+    assert expected[:, 0].eq(START).all()
+    width = expected.shape[1] - 1
+    assert found.ids[row, :, :width].tolist() == expected[:, 1:].tolist()
+    assert found.lengths[row].max() == width
+    return width
+
+
 def assert_cached_equals_full(ours: Any, target: torch.Tensor, *given: torch.Tensor) -> None:
     """Compares the logits of a text that is decoded in several parts with those of all of it."""
     pixels, question = given[0], given[1:]
