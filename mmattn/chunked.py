@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ from torch.autograd.function import once_differentiable
 from .onednn import linear
 
 FEW = 2**22  # logits, below which all at once take no more time and little memory
-CHUNK = 2**22  # logits at a time: 16 MB of float32
+CHUNK = 2**23  # logits at a time: 32 MB of float32
+ROWS = 16  # whose softmax stays in a CPU's cache
+TOKENS = 1024  # of the vocabulary: products of another type are added to the weights' gradient so many at a time
 IGNORED = -100
 
 
@@ -59,9 +63,7 @@ def chunked_cross_entropy(
             return torch.stack(parts).sum() / count
         chunk = max(1, CHUNK // vocabulary)
     if torch.is_autocast_enabled(states.device.type):
-        kind = torch.get_autocast_dtype(states.device.type)
-        states, weight = states.to(kind), weight.to(kind)
-        bias = None if bias is None else bias.to(kind)
+        states = states.to(torch.get_autocast_dtype(states.device.type))
     total: Tensor = _Chunked.apply(states, weight, bias, targets, count, ignore_index, label_smoothing, chunk)
     return total
 
@@ -94,51 +96,80 @@ class _Chunked(torch.autograd.Function):
         smoothing: float,
         chunk: int,
     ) -> Tensor:
-        wide = torch.promote_types(states.dtype, torch.float32)
-        of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
-        of_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
-        total = states.new_zeros((), dtype=wide)
-        vocabulary = weight.shape[0]
-        with torch.autocast(states.device.type, enabled=False), torch.no_grad():
-            for first in range(0, len(states), chunk):
-                rows, part = slice(first, first + chunk), states[first : first + chunk]
-                own = targets[rows]
-                counts = own != ignored
-                index = own.masked_fill(~counts, 0)[:, None]
-                logits = linear(part, weight, bias).to(wide)  # (n, V)
-                peak = logits.amax(-1, keepdim=True)
-                right = logits.gather(1, index)
-                mean = logits.mean(-1, keepdim=True) if smoothing else right
-                share = logits.sub_(peak).exp_()  # in place of the logits
-                sums = share.sum(-1, keepdim=True)
-                loss = sums.log() + peak - (1 - smoothing) * right - smoothing * mean
-                total += loss[:, 0].masked_fill(~counts, 0.0).sum()
-                if of_states is None and of_weight is None:
-                    continue
-                scale = counts[:, None].to(wide)  # (n, 1)
-                share.mul_(scale / sums)  # the gradient of the sum: that of the mean vanishes in float16
-                share.scatter_add_(1, index, (smoothing - 1) * scale)
-                if smoothing:
-                    share.sub_(smoothing / vocabulary * scale)
-                share = share.to(weight.dtype)
-                if of_states is not None:
-                    of_states[rows] = linear(share, weight.T) if share.dtype == torch.float32 else share @ weight
-                if of_weight is not None:
-                    own_weight = linear(share.T, part.T) if share.dtype == torch.float32 else share.T @ part
-                    of_weight += own_weight
-                if of_bias is not None:
-                    of_bias += share.sum(0)
-        ctx.save_for_backward(of_states, of_weight, of_bias)
-        ctx.count = count
-        ctx.kinds = (states.dtype, weight.dtype)
+        options: dict[str, Any] = {"ignored": ignored, "smoothing": smoothing, "chunk": chunk}
+        ctx.compute = partial(_sum, **options, needed=ctx.needs_input_grad)
+        total, ctx.gradients = ctx.compute(states, weight, bias, targets)
+        ctx.save_for_backward(states, weight, bias, targets, count)
         return total / count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        each = grad / ctx.count
-        found = [
-            None if part is None else (part * each).to(ctx.kinds[n > 0]) for n, part in enumerate(ctx.saved_tensors)
-        ]
-        return (*found, None, None, None, None, None)
+        states, weight, bias, targets, count = ctx.saved_tensors
+        if ctx.gradients is None:  # a second time, with `retain_graph=True`
+            ctx.gradients = ctx.compute(states, weight, bias, targets)[1]
+        found, ctx.gradients = ctx.gradients, None  # not copied: one is as large as the weights
+        scale = grad / count  # only here, since the gradient of the mean vanishes in float16
+        parts = zip(found, (states, weight, bias), strict=True)
+        return (*(None if part is None else part.mul_(scale).to(x.dtype) for part, x in parts), *[None] * 5)
+
+
+def _sum(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    ignored: int,
+    smoothing: float,
+    chunk: int,
+    needed: Sequence[bool],
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The sum of the losses, and its gradients with respect to states, weight and bias, those that are needed."""
+    kind, wide = states.dtype, torch.promote_types(states.dtype, torch.float32)
+    of_states = torch.empty_like(states) if needed[0] else None
+    of_weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
+    of_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needed[2] else None
+    total = states.new_zeros((), dtype=wide)
+    few = ROWS if states.device.type == "cpu" else chunk
+    with torch.autocast(states.device.type, enabled=False), torch.no_grad():
+        weight, bias = weight.to(kind), None if bias is None else bias.to(kind)
+        for first in range(0, len(states), chunk):
+            rows = slice(first, first + chunk)
+            part, logits = states[rows], linear(states[rows], weight, bias)  # (n, E), (n, V)
+            for own, labels in zip(logits.split(few), targets[rows].split(few), strict=True):
+                total += _to_gradient(own, labels, ignored, smoothing, wide)
+            if of_states is not None:
+                torch.mm(logits, weight, out=of_states[rows])
+            if of_weight is not None:
+                _add_product(of_weight, logits.T, part)
+            if of_bias is not None:
+                of_bias += logits.sum(0, dtype=wide)
+    return total, (of_states, of_weight, of_bias)
+
+
+def _to_gradient(logits: Tensor, targets: Tensor, ignored: int, smoothing: float, wide: torch.dtype) -> Tensor:
+    """The sum of the losses of logits (n, V), which become its gradient, in place."""
+    counts = targets != ignored
+    index, scale = targets.masked_fill(~counts, 0)[:, None], counts[:, None].to(wide)
+    right, peak = logits.gather(1, index).to(wide), logits.amax(-1, keepdim=True).to(wide)
+    mean = logits.mean(-1, keepdim=True, dtype=wide) if smoothing else right
+    share = torch.softmax(logits, -1, dtype=wide)
+    normalizer = peak - share.amax(-1, keepdim=True).log()  # the largest share is at least 1 / V
+    loss = normalizer - (1 - smoothing) * right - smoothing * mean
+    share.scatter_add_(1, index, torch.full_like(right, smoothing - 1))
+    if smoothing:
+        share -= smoothing / logits.shape[1]
+    if not counts.all():
+        share *= scale
+    logits.copy_(share)
+    return (loss * scale).sum()
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a b``, of (V, n) and (n, E)."""
+    if total.dtype == b.dtype:
+        total.addmm_(a, b)
+        return
+    for own, part in zip(total.split(TOKENS), a.split(TOKENS), strict=True):
+        own += part @ b

@@ -28,7 +28,7 @@ class TextGenerationHead(nn.Module):
         vocab_size: V.
         embedding: The embedding whose table is the output projection; None: a projection of its own.
         bias: Whether logits have a bias.
-        chunk: Rows of states at a time; None: as many as fit 16 MB of logits.
+        chunk: Rows of states at a time; None: as many as fit 32 MB of logits.
 
     >>> embedding = nn.Embedding(1000, 16)
     >>> head = TextGenerationHead(16, 1000, embedding=embedding)

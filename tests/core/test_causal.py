@@ -238,6 +238,16 @@ def test_the_loss_in_parts_equals_cross_entropy(smoothing: float) -> None:
     assert not torch.autograd.grad(none, states)[0].any()
 
 
+def test_the_loss_in_parts_can_be_differentiated_again() -> None:
+    states, weight, targets = torch.randn(20, 8), torch.randn(50, 8, requires_grad=True), torch.randint(50, (20,))
+    value = chunked_cross_entropy(states, weight, targets, chunk=7)
+    (first,) = torch.autograd.grad(value, weight, retain_graph=True)
+    (second,) = torch.autograd.grad(3 * value, weight)
+    (expected,) = torch.autograd.grad(F.cross_entropy(states @ weight.T, targets), weight)
+    torch.testing.assert_close(first, expected)
+    torch.testing.assert_close(second, 3 * expected)
+
+
 def test_small_gradients_do_not_vanish_in_float16() -> None:
     """Those of tokens that do not occur, with the scaled loss of mixed precision."""
     weight, scale = (0.05 * torch.randn(4000, 16)).requires_grad_(), 2.0**16
