@@ -236,7 +236,8 @@ class TaskModule(LightningModule, Generic[Data]):
         assert self.model is not None
         fused = self.optim.fused
         if fused is None:  # one that clipping cannot precede is no default: it unscales gradients in its own step
-            fused = self.device.type == "cuda" and not (self._scaler is not None and self.trainer.gradient_clip_val)
+            clips_first = self._scaler is not None and self.trainer.gradient_clip_val
+            fused = self.device.type in ("cuda", "cpu") and not clips_first
         kind = {"fused": True} if fused else {"foreach": True}  # foreach equals a loop bitwise, and is faster
         optimizer = OPTIMIZERS[self.optim.name](self.parameter_groups(), betas=self.optim.betas, **kind)
         total = int(self.trainer.estimated_stepping_batches)

@@ -86,8 +86,8 @@ class OptimOptions:
         unfreeze_every: Number of epochs after which the next group of pretrained weights is trained, too, from the
             last layer to the first; before, the layers that are new are trained alone, or else the last ones (Howard
             and Ruder 2018, section 3.3). None: all are trained from the beginning.
-        fused: Update all weights in one kernel, which is faster for many small ones and equal up to rounding; None: on
-            a GPU alone.
+        fused: Update all weights in one kernel, which is several times as fast, takes no temporary memory and is equal
+            up to rounding; None: on CPUs and GPUs, unless gradients are clipped in 16-mixed precision.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
