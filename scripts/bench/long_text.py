@@ -5,8 +5,8 @@ python scripts/bench/long_text.py [--threads N] [--rounds N] [--clock wall|cpu] 
 Forward and backward of two layers of 128, four heads, a window of 256 tokens, a vocabulary of 1,000. Required from
 8,192 to 32,768 tokens: exponents of growth of at most 1.15, of time and of peak memory; dense attention has 2 for time.
 
-glibc takes large arrays from the system and gives them back in every step, and their page faults grow faster than the
-arrays: with MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000 in the environment it keeps them.
+As in `fit`, the allocator keeps freed memory: otherwise glibc takes arrays above 32 MB from the system in every step,
+whose page faults let the time grow faster than the text.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from common import CLOCKS, arguments, growth, interleave, machine, peak_memory, 
 
 from mmattn.backbones.causal import CausalLM
 from mmattn.onednn import use_onednn
+from mmattn.tasks.common.allocator import keep_freed_memory
 from mmattn.tasks.text_generation.model import token_loss
 
 SIZES, MUST = (8192, 16_384, 32_768), 1.15
@@ -42,6 +43,7 @@ def make_step(length: int) -> Callable[[], None]:
 def main() -> int:
     given = arguments(__doc__, rounds=3, clock="wall")
     print(machine())
+    keep_freed_memory()
     runs = {str(length): make_step(length) for length in SIZES}
     seconds = interleave(runs, rounds=given.rounds, warmup=1, clock=CLOCKS[given.clock])
     times = [min(seconds[name]) for name in runs]
