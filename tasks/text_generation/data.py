@@ -14,6 +14,7 @@ from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
 from mmattn.data.table import Table
+from mmattn.data.text.language import pieces as in_parts
 from mmattn.tasks.text_generation.formats import FileText, read_texts
 
 HELD_OUT = 0.1  # of a single document, its last part
@@ -41,10 +42,7 @@ class TextSample:
 
     def pieces(self) -> Iterator[str]:
         """Yields the text in parts of bounded size."""
-        if isinstance(self.text, FileText):
-            yield from self.text
-        else:
-            yield self.text
+        yield from self.text if isinstance(self.text, FileText) else in_parts([self.text])
 
     @property
     def whole(self) -> str:
@@ -134,14 +132,19 @@ class TextDataset(SampleDataset[TextSample]):
         if len(self) > 1:
             return super().divided(seed)
         (sample,), (where,) = self.samples, self.places
-        text = sample.whole
-        cut = text.rfind(" ", 0, int(len(text) * (1 - HELD_OUT))) + 1
-        if cut < 1 or not text[cut:].strip() or not text[:cut].strip():
-            raise DataError(self.name, "a text of several words, to hold a part out for validation", shorten(text))
+        texts: tuple[Any, Any]
+        if isinstance(sample.text, FileText):
+            texts = sample.text.divided(1 - HELD_OUT)
+        else:
+            cut = sample.text.rfind(" ", 0, int(len(sample.text) * (1 - HELD_OUT))) + 1
+            texts = sample.text[:cut], sample.text[cut:]
         parts = []
-        for name, own in (("", text[:cut]), (" (held out)", text[cut:])):
+        for name, text in zip(("", " (held out)"), texts, strict=True):
             part = self.take([])
-            part.places, part.samples = [where], [TextSample(sample.id, own)]
+            part.places, part.samples = [where], [TextSample(sample.id, text)]
             part.name = f"{self.name}{name}"
+            if not any(piece.strip() for piece in part.samples[0].pieces()):
+                first = shorten(next(sample.pieces())[:80])
+                raise DataError(self.name, "a text of several words, to hold a part out for validation", first)
             parts.append(part)
         return parts[0], parts[1]
