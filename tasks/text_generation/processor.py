@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from mmattn.data.processor import Processor
-from mmattn.data.text.language import PREFIX, LanguageTokens, pieces
+from mmattn.data.text.language import PREFIX, LanguageTokens
 from mmattn.data.text.pretrained import load_tokenizer
 from mmattn.data.text.tokenizer import TokenIds
 from mmattn.generate import GenerationConfig
@@ -67,7 +68,7 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
 
         def texts() -> Any:
             for sample in dataset.samples:
-                yield from pieces(sample.pieces())
+                yield from sample.pieces()
                 yield from [sample.prompt] if sample.prompt else []
 
         return cls(
@@ -123,7 +124,7 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
     def encode_corpus(self, dataset: TextDataset) -> Corpus:
         """The documents of a data set as one array of ids."""
         ends = (list(self.options.get("prefix_ids", [])), self.tokenizer.eos_id)
-        key = f"{self.fingerprint()} {dataset.fingerprint()} {ends}"
+        key = json.dumps([self.tokenizer.config(), self.parts_text(), dataset.fingerprint(), ends])
         corpus = make_corpus(dataset.samples, self.tokenizer.encode, ends, self.tokenizer.vocab_size, key)
         corpus.lead = int("prefix_ids" not in self.options)  # as `start_ids` has it
         return corpus
