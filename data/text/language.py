@@ -188,6 +188,11 @@ def byte_characters() -> dict[int, str]:
     return {byte: chr(byte) for byte in kept} | {byte: chr(256 + n) for n, byte in enumerate(shifted)}
 
 
+def is_byte_level(tokenizer: Any) -> bool:
+    """Whether the tokens of a ``tokenizers.Tokenizer`` are bytes or sequences of them, as GPT-2's."""
+    return '"ByteLevel"' in tokenizer.to_str()
+
+
 def token_bytes(tokenizer: Any) -> dict[int, bytes]:
     """Returns the bytes of each token that is not special, as they stand in a text.
 
@@ -200,13 +205,13 @@ def token_bytes(tokenizer: Any) -> dict[int, bytes]:
     """
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     special |= set(SPECIAL_TOKENS)
-    is_byte_level = '"ByteLevel"' in tokenizer.to_str()
+    bytewise = is_byte_level(tokenizer)
     table = {char: byte for byte, char in byte_characters().items()}
     found = {}
     for token, index in tokenizer.get_vocab().items():
         if token in special:
             continue
-        if is_byte_level and all(char in table for char in token):
+        if bytewise and all(char in table for char in token):
             found[index] = bytes(table[char] for char in token)
         elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             found[index] = bytes.fromhex(token[3:5])
@@ -232,4 +237,15 @@ def pieces(texts: Iterable[str], size: int = 1 << 20) -> Iterator[str]:
             yield text[start:]
 
 
-__all__ = ["BOS", "EOS", "KINDS", "PAD", "PREFIX", "LanguageTokens", "byte_characters", "pieces", "token_bytes"]
+__all__ = [
+    "BOS",
+    "EOS",
+    "KINDS",
+    "PAD",
+    "PREFIX",
+    "LanguageTokens",
+    "byte_characters",
+    "is_byte_level",
+    "pieces",
+    "token_bytes",
+]

@@ -3,6 +3,7 @@
 - A text file (`.txt`, or any other name): one document; with `document="line"` each line is one, with "paragraph" each
   part between empty lines. Files may be larger than memory: they are read in parts.
 - A folder: its `.txt` and `.md` files at any depth, in the order of their names.
+- A `.bin` or `.npy` of token ids, see ``tokens.py``.
 - JSONL, CSV or TSV with `text`; or with `prompt` and `response`, which are instructions: only responses are learned.
 """
 
@@ -19,6 +20,7 @@ from mmattn.data.files import files_below
 from mmattn.data.names import find_file
 from mmattn.data.readers import TABLES, as_path, read_rows, report_missing, stream_lines
 from mmattn.data.table import Table
+from mmattn.tasks.text_generation.tokens import IDS, FileTokens
 
 DOCUMENTS = ("file", "line", "paragraph")
 TEXTS = (".txt", ".md")
@@ -141,6 +143,9 @@ def read_texts(
         return
     if isinstance(path, Table) or as_path(path).suffix.lower() in TABLES:
         yield from _rows(path, require_text, problems)
+        return
+    if as_path(path).suffix.lower() in IDS:
+        yield str(path), {"id": Path(path).name, "text": FileTokens(path)}
         return
     yield from _of_file(Path(path), Path(path).name, document, problems)
 
