@@ -147,7 +147,7 @@ def decode_lines(raw: bytes, name: str) -> list[str]:
     return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
-def stream_lines(path: str | Path, newline: str = "\n") -> Iterator[str]:
+def stream_lines(path: str | Path, newline: str = "\n", limit: int = -1) -> Iterator[str]:
     """Yields a text file's lines with their ends, so that no more than a line of it is in memory.
 
     A byte order mark is left out. Bytes that are not UTF-8 become lone surrogates, which ``is_broken`` finds.
@@ -155,6 +155,7 @@ def stream_lines(path: str | Path, newline: str = "\n") -> Iterator[str]:
     Args:
         path: The file.
         newline: What ends a line; an empty string: line feeds, carriage returns, or both.
+        limit: Characters, beyond which a line is yielded in several parts; negative: none.
 
     Raises:
         DataError: The file is missing, a folder, unreadable, or in UTF-16 or UTF-32.
@@ -162,7 +163,8 @@ def stream_lines(path: str | Path, newline: str = "\n") -> Iterator[str]:
     path = find_file(path)
     with _named(path, "file"), path.open("rb") as file:
         _refuse_wide(file.peek(START), str(path))
-        yield from io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline)
+        text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline)
+        yield from text if limit < 0 else iter(lambda: text.readline(limit), "")
 
 
 def _filled(path: str | Path, lines: Iterable[str]) -> Iterator[str]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmattn.data.errors import DataError, is_broken, nearest, shorten
 from mmattn.data.text.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, TextProcessor, TokenIds, _tokenizers
 
@@ -47,9 +49,10 @@ class LanguageTokens(TokenIds):
         self.pad_id, self.unk_id, self.bos_id, self.eos_id = map(int, ids)
         self.start_id = self.eos_id  # a document begins where another has ended
         self.vocab_size = int(tokenizer.get_vocab_size())
+        self._table: np.ndarray | None = None  # ids by character or byte
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "tokenizer": self.to_json(), "_cache": {}}
+        return {**self.__dict__, "tokenizer": self.to_json(), "_cache": {}, "_table": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -113,11 +116,26 @@ class LanguageTokens(TokenIds):
     def encode(self, text: str) -> list[int]:
         if not isinstance(text, str) or is_broken(text):
             raise DataError("text", "a string of valid Unicode", shorten(text))
+        if self.kind in ("character", "byte"):
+            return self._by_table(text)
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         if self.kind != "word":
             return list(ids)
         special = (self.pad_id, self.bos_id, self.eos_id)  # a word of a text that looks like one is none
         return [self.unk_id if index in special else index for index in ids]
+
+    def _by_table(self, text: str) -> list[int]:
+        """The ids of characters or bytes: what the tokenizer returns, in a fiftieth of its time and memory."""
+        if self._table is None:
+            vocabulary = self.tokenizer.get_vocab()
+            known = {ord(name): index for name, index in vocabulary.items() if len(name) == 1}
+            if self.kind == "byte":
+                known = {byte: vocabulary[name] for byte, name in byte_characters().items() if name in vocabulary}
+            self._table = np.full(max(known, default=0) + 2, self.unk_id)
+            self._table[list(known)] = list(known.values())
+        codec, kind = ("utf-8", "u1") if self.kind == "byte" else ("utf-32-le", "<u4")
+        codes = np.frombuffer(text.encode(codec), kind).astype(np.int64)
+        return list(self._table[np.minimum(codes, len(self._table) - 1)].tolist())  # the last is unknown
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).offsets)
@@ -170,6 +188,11 @@ def byte_characters() -> dict[int, str]:
     return {byte: chr(byte) for byte in kept} | {byte: chr(256 + n) for n, byte in enumerate(shifted)}
 
 
+def is_byte_level(tokenizer: Any) -> bool:
+    """Whether the tokens of a ``tokenizers.Tokenizer`` are bytes or sequences of them, as GPT-2's."""
+    return '"ByteLevel"' in tokenizer.to_str()
+
+
 def token_bytes(tokenizer: Any) -> dict[int, bytes]:
     """Returns the bytes of each token that is not special, as they stand in a text.
 
@@ -182,13 +205,13 @@ def token_bytes(tokenizer: Any) -> dict[int, bytes]:
     """
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     special |= set(SPECIAL_TOKENS)
-    is_byte_level = '"ByteLevel"' in tokenizer.to_str()
+    bytewise = is_byte_level(tokenizer)
     table = {char: byte for byte, char in byte_characters().items()}
     found = {}
     for token, index in tokenizer.get_vocab().items():
         if token in special:
             continue
-        if is_byte_level and all(char in table for char in token):
+        if bytewise and all(char in table for char in token):
             found[index] = bytes(table[char] for char in token)
         elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             found[index] = bytes.fromhex(token[3:5])
@@ -214,4 +237,15 @@ def pieces(texts: Iterable[str], size: int = 1 << 20) -> Iterator[str]:
             yield text[start:]
 
 
-__all__ = ["BOS", "EOS", "KINDS", "PAD", "PREFIX", "LanguageTokens", "byte_characters", "pieces", "token_bytes"]
+__all__ = [
+    "BOS",
+    "EOS",
+    "KINDS",
+    "PAD",
+    "PREFIX",
+    "LanguageTokens",
+    "byte_characters",
+    "is_byte_level",
+    "pieces",
+    "token_bytes",
+]

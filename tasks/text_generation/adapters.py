@@ -13,10 +13,11 @@ from mmattn.data.text.pretrained import LAYOUTS, ORDER, read_public as read_toke
 from mmattn.data.text.public_files import OPTIONAL
 from mmattn.generate import GenerationConfig
 from mmattn.pretrained.generation import load_generation_config
-from mmattn.tasks.common.adapter import Adapter, CheckpointParts
+from mmattn.tasks.common.adapter import Adapter, CheckpointParts, read_parts
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.seq2seq.adapters import as_json
-from mmattn.tasks.common.sources import Source
+from mmattn.tasks.common.sources import Source, find_model
+from mmattn.tasks.common.task import tasks
 from mmattn.tasks.text_generation.processor import TextGenerationProcessor
 
 # The task's names of a public network's keywords, and fixed values of those that it lacks.
@@ -48,6 +49,20 @@ class LanguageAdapter(Adapter):
         """
         from mmattn.pretrained import read_pretrained
 
+        try:
+            _, converted = read_pretrained(**source.place, dtype=None)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(str(error)) from None
+        processor = self.read_processor(source, converted.keywords["max_len"])
+        state = {f"net.{name}": tensor for name, tensor in converted.state.items()}
+        return CheckpointParts(self, source.where, dict(converted.keywords), state, processor)
+
+    def read_processor(self, source: Source, max_len: int) -> TextGenerationProcessor:
+        """Read all but the network, whose weights are not fetched.
+
+        Raises:
+            CheckpointError: The folder is damaged or incomplete; names it.
+        """
         about_file, template_file = source.fetch("tokenizer_config.json"), source.fetch(TEMPLATE)
         for name in OPTIONAL:
             source.fetch(name)
@@ -57,12 +72,10 @@ class LanguageAdapter(Adapter):
         try:
             about = {} if about_file is None else read_settings(about_file)
             generation = load_generation_config(**source.place)
-            _, converted = read_pretrained(**source.place, dtype=None)
         except (OSError, ValueError) as error:
             raise CheckpointError(str(error)) from None
         special = self._special(source, about, generation)
-        longest = converted.keywords["max_len"]
-        tokenizer, _ = read_tokenizers(source.folder, max_len=longest, special=special, bare=True)
+        tokenizer, _ = read_tokenizers(source.folder, max_len=max_len, special=special, bare=True)
         begins = tokenizer._pieces.encode("").ids  # special tokens that the model's processor adds to a text
         kept: dict[str, Any] = {"generation": as_json(generation)}
         kept["prefix_ids"] = (
@@ -77,9 +90,7 @@ class LanguageAdapter(Adapter):
             template = named.get("default")
         if template is not None:
             kept["chat_template"] = template
-        processor = TextGenerationProcessor(tokenizer, longest, kept)
-        state = {f"net.{name}": tensor for name, tensor in converted.state.items()}
-        return CheckpointParts(self, source.where, dict(converted.keywords), state, processor)
+        return TextGenerationProcessor(tokenizer, max_len, kept)
 
     def _special(self, source: Source, about: Mapping[str, Any], generation: GenerationConfig) -> dict[str, int]:
         """The ids of the special tokens, which a tokenizer's files need not have.
@@ -114,6 +125,27 @@ class LanguageAdapter(Adapter):
         """The same weights in float32, to be trained; the number of tokens stays."""
         state: dict[str, Tensor] = {name: tensor.float() for name, tensor in parts.state.items()}
         return super().adapt(dataclasses.replace(parts, state=state), processor, sizes, seed)
+
+
+def read_tokenizer(name: str, max_len: int) -> TextGenerationProcessor:
+    """Returns a processor for a new model with the tokenizer of another, of this toolkit or public.
+
+    Args:
+        name: The other model, see `mmattn.tasks.common.sources`.
+        max_len: Most tokens that the new model reads at once.
+
+    Raises:
+        CheckpointError: There is no such model of text generation, or its tokenizer is damaged.
+    """
+    source, task = find_model(name), tasks()["text_generation"]
+    if source.family is None:
+        other = read_parts(task.name, name).processor
+    elif task.name not in source.routes():
+        raise CheckpointError(f"{name}: expected a model of {task.name}, found one of {source.family!r}.")
+    else:
+        other = LanguageAdapter(task).read_processor(source, max_len)
+    kept = {key: value for key, value in other.options.items() if key in ("prefix_ids", "special_tokens")}
+    return TextGenerationProcessor(other.tokenizer, max_len, kept)
 
 
 def _ids(value: Any) -> tuple[int, ...]:

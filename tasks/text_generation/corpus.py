@@ -11,11 +11,13 @@ from typing import Any, overload
 
 import numpy as np
 
-from mmattn.tasks.common.files import atomic_path
+from mmattn.tasks.common.files import atomic_folder
 from mmattn.tasks.text_generation.data import TextSample
 
 LARGE = 1 << 25  # tokens, from which a corpus is kept in a file
 FOLDER = "tokens"  # of the cache
+IDS, STARTS = "ids.npy", "starts.npy"  # of a corpus in it
+LAYOUT = 2  # of these files
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Corpus:
 
     def documents(self, start: int, end: int) -> np.ndarray:
         """Returns the number of the document of each token from start to end."""
-        return np.searchsorted(self.starts - self.lead, np.arange(start, end), side="right")
+        return np.searchsorted(self.starts, np.arange(start, end) + self.lead, side="right")
 
 
 @dataclass
@@ -132,7 +134,7 @@ def make_corpus(
     key: str,
     large: int = LARGE,
 ) -> Corpus:
-    """Encodes documents. Large corpora are written to a file of the cache, which is mapped and used again.
+    """Encodes documents. Large corpora are written to a folder of the cache, which is mapped and used again.
 
     Args:
         samples: The documents.
@@ -140,53 +142,59 @@ def make_corpus(
         ends: See `encode_corpus`.
         vocab_size: Number of ids.
         key: What the ids depend on: the fingerprints of the documents and of the tokenizer.
-        large: Tokens from which a file is written.
+        large: Tokens from which files are written.
     """
-    folder = cache_folder()
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    path = folder / f"{name}.npy"
-    sizes, words, starts, total = 0, 0, [], 1
+    folder = cache_folder() / hashlib.sha256(f"{LAYOUT} {key}".encode()).hexdigest()[:32]
+    sizes, words = 0, 0
     for sample in samples:
         for piece in sample.pieces():
             sizes += len(piece.encode())
             words += count_words(piece)
     known = [sample.log_p for sample in samples]
     log_p = None if None in known or not known else float(sum(value for value in known if value is not None))
-    if path.exists():
-        ids = np.load(path, mmap_mode="r", allow_pickle=False)
-        ends_at = np.flatnonzero(np.asarray(ids) == ends[1])
-        return Corpus(ids, ends_at[:-1] + 1, sizes, words, log_p)
-    parts: list[np.ndarray] = []
-    file = None
+    if (found := _read(folder)) is not None:
+        return Corpus(*found, sizes, words, log_p)
+    total, starts, parts, file = 0, [1], list[np.ndarray](), None
     try:
-        start = 1
         for part, done in encode_corpus(samples, encode, ends, vocab_size):
             parts.append(part)
             total += len(part)
             if done is not None:
-                starts.append(start)
-                start = total - 1
+                starts.append(total)  # where the next document begins
             if total > large and file is None:
-                folder.mkdir(parents=True, exist_ok=True)
-                file = open(folder / f"{name}.{os.getpid()}.raw", "wb")  # noqa: SIM115
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                file = open(folder.with_name(f"{folder.name}.{os.getpid()}.raw"), "wb")  # noqa: SIM115
             if file is not None:
                 np.concatenate(parts).tofile(file)
                 parts = []
+        first = np.array(starts[:-1], np.int64)
         if file is None:
-            return Corpus(np.concatenate(parts), np.array(starts), sizes, words, log_p)
+            return Corpus(np.concatenate(parts), first, sizes, words, log_p)
         file.close()
-        kind = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-        raw = np.memmap(file.name, dtype=kind, mode="r")
-        with atomic_path(path) as written:
-            mapped = np.lib.format.open_memmap(written, mode="w+", dtype=kind, shape=raw.shape)
-            for first in range(0, len(raw), large):
-                mapped[first : first + large] = raw[first : first + large]
+        raw = np.memmap(file.name, dtype=np.uint16 if vocab_size <= 1 << 16 else np.uint32, mode="r")
+
+        def write(into: Path) -> None:
+            np.save(into / STARTS, first)
+            mapped = np.lib.format.open_memmap(into / IDS, mode="w+", dtype=raw.dtype, shape=raw.shape)
+            for place in range(0, len(raw), large):
+                mapped[place : place + large] = raw[place : place + large]
             mapped.flush()
-        return Corpus(np.load(path, mmap_mode="r", allow_pickle=False), np.array(starts), sizes, words, log_p)
+
+        atomic_folder(folder, write)
+        found = _read(folder)
+        assert found is not None
+        return Corpus(*found, sizes, words, log_p)
     finally:
         if file is not None:
             file.close()
             Path(file.name).unlink(missing_ok=True)
+
+
+def _read(folder: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """The ids of a corpus in the cache, mapped, and the starts of its documents."""
+    if not (folder / IDS).exists():
+        return None
+    return np.load(folder / IDS, mmap_mode="r", allow_pickle=False), np.load(folder / STARTS, allow_pickle=False)
 
 
 def count_words(text: str) -> int:

@@ -14,9 +14,12 @@ from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
 from mmattn.data.table import Table
+from mmattn.data.text.language import pieces as in_parts
 from mmattn.tasks.text_generation.formats import FileText, read_texts
+from mmattn.tasks.text_generation.tokens import FileTokens
 
 HELD_OUT = 0.1  # of a single document, its last part
+LEAST = 2  # tokens of a part
 
 
 @dataclass
@@ -33,7 +36,7 @@ class TextSample:
     """A document; or a prompt with its response, of which only the response is learned."""
 
     id: str
-    text: str | FileText = ""  # the document, or the response; empty: to be generated
+    text: str | FileText | FileTokens = ""  # the document, or the response; empty: to be generated
     prompt: str = ""
     log_p: float | None = None  # built-in data: of the text, by the grammar
     origins: list[Origin] = field(default_factory=list)  # built-in data
@@ -41,10 +44,7 @@ class TextSample:
 
     def pieces(self) -> Iterator[str]:
         """Yields the text in parts of bounded size."""
-        if isinstance(self.text, FileText):
-            yield from self.text
-        else:
-            yield self.text
+        yield from in_parts([self.text]) if isinstance(self.text, str) else self.text
 
     @property
     def whole(self) -> str:
@@ -89,7 +89,7 @@ class TextDataset(SampleDataset[TextSample]):
 
     def check(self, sample: TextSample) -> tuple[str, str] | None:
         for name, text in (("prompt", sample.prompt), ("text", sample.text)):
-            if isinstance(text, FileText):
+            if isinstance(text, (FileText, FileTokens)):
                 continue  # checked while it was read
             if not isinstance(text, str):
                 return f"a {name}, a string", shorten(text)
@@ -110,11 +110,13 @@ class TextDataset(SampleDataset[TextSample]):
         return any(sample.prompt for sample in self.samples)
 
     def identity(self, sample: TextSample) -> tuple[list[Any], Sequence[Any]]:
-        if isinstance(sample.text, FileText):
+        if isinstance(sample.text, (FileText, FileTokens)):
             return [sample.id, sample.prompt], [sample.text]
         return [sample.id, sample.text, sample.prompt], []
 
     def inputs(self, sample: TextSample) -> tuple[list[Any], Sequence[Any]]:
+        if isinstance(sample.text, FileTokens):
+            return [sample.text.fingerprint()], []
         digest = hashlib.sha256(sample.prompt.encode())
         for piece in sample.pieces():
             digest.update(piece.encode())
@@ -123,6 +125,8 @@ class TextDataset(SampleDataset[TextSample]):
     def facts(self, sample: Any, files: bool = True) -> dict[str, Any]:
         if not isinstance(sample, TextSample):
             return {"tokens of the block": int(sample.size)}
+        if isinstance(sample.text, FileTokens):
+            return {"tokens": len(sample.text), "largest id": sample.text.largest}
         found = {"words of the prompt": len(sample.prompt.split())} if sample.prompt else {}
         return found | {"words of the text": sum(len(piece.split()) for piece in sample.pieces())}
 
@@ -134,14 +138,23 @@ class TextDataset(SampleDataset[TextSample]):
         if len(self) > 1:
             return super().divided(seed)
         (sample,), (where,) = self.samples, self.places
-        text = sample.whole
-        cut = text.rfind(" ", 0, int(len(text) * (1 - HELD_OUT))) + 1
-        if cut < 1 or not text[cut:].strip() or not text[:cut].strip():
-            raise DataError(self.name, "a text of several words, to hold a part out for validation", shorten(text))
+        texts: tuple[Any, Any]
+        if not isinstance(sample.text, str):
+            texts = sample.text.divided(1 - HELD_OUT)
+        else:
+            cut = sample.text.rfind(" ", 0, int(len(sample.text) * (1 - HELD_OUT))) + 1
+            texts = sample.text[:cut], sample.text[cut:]
         parts = []
-        for name, own in (("", text[:cut]), (" (held out)", text[cut:])):
+        for name, text in zip(("", " (held out)"), texts, strict=True):
             part = self.take([])
-            part.places, part.samples = [where], [TextSample(sample.id, own)]
+            part.places, part.samples = [where], [TextSample(sample.id, text)]
             part.name = f"{self.name}{name}"
+            if isinstance(text, FileTokens):
+                if len(text) < LEAST:
+                    expected = f"at least {10 * LEAST} tokens, to hold a tenth out for validation"
+                    raise DataError(self.name, expected, f"{len(sample.text)}")
+            elif not any(piece.strip() for piece in part.samples[0].pieces()):
+                first = shorten(next(sample.pieces())[:80])
+                raise DataError(self.name, "a text of several words, to hold a part out for validation", first)
             parts.append(part)
         return parts[0], parts[1]

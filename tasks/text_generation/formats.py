@@ -3,11 +3,13 @@
 - A text file (`.txt`, or any other name): one document; with `document="line"` each line is one, with "paragraph" each
   part between empty lines. Files may be larger than memory: they are read in parts.
 - A folder: its `.txt` and `.md` files at any depth, in the order of their names.
+- A `.bin` or `.npy` of token ids, see ``tokens.py``.
 - JSONL, CSV or TSV with `text`; or with `prompt` and `response`, which are instructions: only responses are learned.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from mmattn.data.files import files_below
 from mmattn.data.names import find_file
 from mmattn.data.readers import TABLES, as_path, read_rows, report_missing, stream_lines
 from mmattn.data.table import Table
+from mmattn.tasks.text_generation.tokens import IDS, FileTokens
 
 DOCUMENTS = ("file", "line", "paragraph")
 TEXTS = (".txt", ".md")
@@ -35,7 +38,7 @@ class FileText:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = find_file(path)
+        self.path, self.start, self.end = find_file(path), 0, 0  # the first and the last + 1 character
         digest, is_empty, number = hashlib.sha256(), True, 1
         for line in _long_lines(self.path):
             if is_broken(line):
@@ -43,6 +46,7 @@ class FileText:
             number += line.endswith("\n")
             is_empty = is_empty and not line.strip()
             digest.update(line.encode())
+            self.end += len(line)
         if is_empty:
             raise DataError(str(self.path), "a file with content", "an empty file")
         self.digest = digest.hexdigest()
@@ -50,18 +54,39 @@ class FileText:
     def __iter__(self) -> Iterator[str]:
         """Yields parts of about PIECE characters, which end with lines if these are shorter."""
         parts: list[str] = []
-        size = 0
+        size, place = 0, 0
         for line in _long_lines(self.path):
-            parts.append(line)
-            size += len(line)
-            if size >= PIECE:
+            first, place = place, place + len(line)
+            line = line[max(self.start - first, 0) : max(self.end - first, 0)]
+            if size and size + len(line) > PIECE:
                 yield "".join(parts)
                 parts, size = [], 0
-        if parts:
+            parts.append(line)
+            size += len(line)
+            if place >= self.end:
+                break
+        if size:
             yield "".join(parts)
 
+    def divided(self, share: float) -> tuple[FileText, FileText]:
+        """Divides the text after its last space within this share of the characters; after none, the first is empty."""
+        most, place, cut = int((self.end - self.start) * share), 0, 0
+        for part in self:
+            found = part.rfind(" ", 0, most - place)
+            cut = cut if found < 0 else place + found + 1
+            place += len(part)
+            if place >= most:
+                break
+        return self._part(self.start, self.start + cut), self._part(self.start + cut, self.end)
+
+    def _part(self, start: int, end: int) -> FileText:
+        other = copy.copy(self)
+        other.start, other.end = start, end
+        other.digest = hashlib.sha256(f"{self.digest} {start} {end}".encode()).hexdigest()
+        return other
+
     def fingerprint(self) -> str:
-        """Returns the SHA-256 of the content."""
+        """Returns the SHA-256 of the content, or of that of the file with the places of a part."""
         return self.digest
 
 
@@ -72,13 +97,19 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _long_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a file with their ends; lines of more than PIECE characters in several parts."""
-    for line in _lines(path):
-        while len(line) > PIECE:
-            end = line.rfind(" ", 1, PIECE) + 1 or PIECE
-            yield line[:end]
-            line = line[end:]
-        yield line
+    """Yields what `_lines` does; lines of more than PIECE characters in parts, so that none is whole in memory."""
+    rest = ""  # of a line: what comes after the last space
+    for part in stream_lines(path, limit=PIECE):
+        line, rest = rest + part, ""
+        if line.endswith("\n"):
+            yield line.removesuffix("\r\n") + "\n" if line.endswith("\r\n") else line
+            continue
+        end = line.rfind(" ", 1) + 1 or len(line) - line.endswith("\r")  # whose line feed may follow
+        line, rest = line[:end], line[end:]
+        if line:
+            yield line
+    if rest:
+        yield rest
 
 
 def _broken_byte(line: str) -> int:
@@ -112,6 +143,9 @@ def read_texts(
         return
     if isinstance(path, Table) or as_path(path).suffix.lower() in TABLES:
         yield from _rows(path, require_text, problems)
+        return
+    if as_path(path).suffix.lower() in IDS:
+        yield str(path), {"id": Path(path).name, "text": FileTokens(path)}
         return
     yield from _of_file(Path(path), Path(path).name, document, problems)
 

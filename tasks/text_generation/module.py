@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,19 +13,23 @@ import numpy as np
 from torch import Tensor, nn
 
 from mmattn.data.batching import BatchPlan, Item
-from mmattn.data.text.language import LanguageTokens
+from mmattn.data.errors import nearest
+from mmattn.data.text.language import KINDS, LanguageTokens
 from mmattn.positions import LearnedPositions
 from mmattn.tasks.common.chance import Chance
 from mmattn.tasks.common.datamodule import Split, TaskDataModule
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
 from mmattn.tasks.common.options import LossOptions, check_range
+from mmattn.tasks.text_generation.adapters import read_tokenizer
 from mmattn.tasks.text_generation.corpus import Blocks, Corpus
 from mmattn.tasks.text_generation.data import TextBatch, TextDataset
 from mmattn.tasks.text_generation.metrics import LanguageMetric
 from mmattn.tasks.text_generation.model import carries, token_loss, token_losses
 from mmattn.tasks.text_generation.processor import TextGenerationProcessor
+from mmattn.tasks.text_generation.tokens import FileTokens
 
+BLOCK = 256  # tokens
 SOME = 1_000_000  # tokens of the training data by whose frequencies chance is computed
 
 
@@ -78,8 +83,8 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
 
     Args:
         document: What a document of a text file is: file, line or paragraph.
-        tokenizer: Tokenizer of the texts: character, byte, bpe (byte-level) or word (split at spaces); none: character,
-            or that of `init_from`.
+        tokenizer: Tokenizer of the texts: character, byte, bpe (byte-level) or word (split at spaces), or that of a
+            model, such as hf:owner/name; none: character, or that of `init_from`.
         vocab_size: Maximum number of ids of bpe and word; none: 8,000.
         min_count: Minimum number of occurrences of a character or word; none: 1.
         block_size: Number of tokens that the model reads at once; none: 256, or that of `init_from`.
@@ -98,7 +103,7 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
     def __init__(
         self,
         document: Literal["file", "line", "paragraph"] = "file",
-        tokenizer: Literal["character", "byte", "bpe", "word"] | None = None,
+        tokenizer: str | None = None,
         vocab_size: int | None = None,
         min_count: int | None = None,
         block_size: int | None = None,
@@ -110,6 +115,9 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
         super().__init__(**common)
         check_range("data.block_size", block_size, 2)
         check_range("data.eval_context", eval_context, 0)
+        if tokenizer is not None and tokenizer not in KINDS and not re.search(r"[/:]", tokenizer):
+            kinds = f"expected {', '.join(KINDS)}, or a model as hf:owner/name or ./folder"
+            raise ConfigError(f"data.tokenizer: {kinds}, found {tokenizer!r}{nearest(tokenizer, KINDS)}.")
         self.document, self.eval_context, self.ablate = document, eval_context, ablate
         self.cross_documents = cross_documents
         self.in_order = False  # whether training continues one block with the next, see `TextGenerationModule.connect`
@@ -124,6 +132,13 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
 
     def make_dataset(self, source: Any, split: Split) -> TextDataset:
         return TextDataset(source, self.document, on_error=self.on_error)
+
+    def make_processor(self, train: TextDataset) -> TextGenerationProcessor:
+        given = self.processor_options
+        if given["tokenizer"] in (None, *KINDS):
+            return super().make_processor(train)
+        other = read_tokenizer(given["tokenizer"], given["block_size"] or BLOCK)
+        return other.retarget(train, given | {"tokenizer": None})
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -162,6 +177,9 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
     def _report_unknown(self, corpus: Corpus, split: Split) -> None:
         """Warns of tokens that count as right when they are predicted to be unknown."""
         tokenizer = self.processor.tokenizer
+        if not corpus.words:
+            left = "word_perplexity" if corpus.bytes else "word_perplexity and bits_per_byte"
+            sys.stderr.write(f"{split}: {left} left out, since only ids are known of the text.\n")
         if not isinstance(tokenizer, LanguageTokens):  # public ones have parts for every text
             return
         if count := int(np.count_nonzero(corpus.ids == tokenizer.unk_id)):
@@ -188,7 +206,9 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
         """Number of blocks, estimated, or of instructions."""
         if isinstance(dataset.samples, Blocks) or dataset.is_instruction:
             return len(dataset)
-        size = self.processor_options["block_size"] or 256
+        size = self.processor_options["block_size"] or BLOCK
+        if isinstance(tokens := dataset.samples[0].text, FileTokens):
+            return -(-len(tokens) // size)
         characters = sum(len(piece) for sample in dataset.samples for piece in sample.pieces())
         per_token = {"character": 1, "byte": 1, None: 1}.get(self.processor_options["tokenizer"], 4)
         return -(-characters // (per_token * size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,13 +12,14 @@ import numpy as np
 import torch
 
 from mmattn.data.processor import Processor
-from mmattn.data.text.language import PREFIX, LanguageTokens, pieces
+from mmattn.data.text.language import PREFIX, LanguageTokens, is_byte_level, token_bytes
 from mmattn.data.text.pretrained import load_tokenizer
 from mmattn.data.text.tokenizer import TokenIds
 from mmattn.generate import GenerationConfig
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.text_generation.corpus import Block, Corpus, make_corpus
 from mmattn.tasks.text_generation.data import TextBatch, TextDataset, TextSample
+from mmattn.tasks.text_generation.tokens import FileTokens
 
 SMALLEST = 2  # tokens of a block
 
@@ -63,11 +65,17 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
             min_count: Minimum number of occurrences of a character or word.
             block_size: Tokens that the model reads at once.
             eval_context: Tokens before those of each block on which the model is measured.
+
+        Raises:
+            DataError: The training data are token ids, whose tokenizer is not known.
         """
+        for sample in dataset.samples:
+            if isinstance(sample.text, FileTokens):
+                raise sample.text.without_tokenizer()
 
         def texts() -> Any:
             for sample in dataset.samples:
-                yield from pieces(sample.pieces())
+                yield from sample.pieces()
                 yield from [sample.prompt] if sample.prompt else []
 
         return cls(
@@ -120,12 +128,25 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
         found = self.options.get("prefix_ids", [self.tokenizer.start_id])
         return list(found)
 
+    @property
+    def _lead(self) -> int:
+        return int("prefix_ids" not in self.options)  # as `start_ids` has it
+
     def encode_corpus(self, dataset: TextDataset) -> Corpus:
-        """The documents of a data set as one array of ids."""
+        """The documents of a data set as one array of ids.
+
+        Raises:
+            DataError: A file of token ids has one that the tokenizer has not.
+        """
+        if len(dataset) == 1 and isinstance(tokens := dataset.samples[0].text, FileTokens):
+            tokens.check(self.tokenizer.vocab_size)
+            own = getattr(self.tokenizer, "_pieces", None) or self.tokenizer.tokenizer  # type: ignore[attr-defined]
+            size = tokens.bytes({i: len(b) for i, b in token_bytes(own).items()}) if is_byte_level(own) else 0
+            return Corpus(tokens.ids, tokens.starts(self.tokenizer.eos_id), size, lead=self._lead)
         ends = (list(self.options.get("prefix_ids", [])), self.tokenizer.eos_id)
-        key = f"{self.fingerprint()} {dataset.fingerprint()} {ends}"
+        key = json.dumps([self.tokenizer.config(), self.parts_text(), dataset.fingerprint(), ends])
         corpus = make_corpus(dataset.samples, self.tokenizer.encode, ends, self.tokenizer.vocab_size, key)
-        corpus.lead = int("prefix_ids" not in self.options)  # as `start_ids` has it
+        corpus.lead = self._lead
         return corpus
 
     def collate(

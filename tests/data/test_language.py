@@ -36,6 +36,13 @@ def test_texts_are_restored(kind: str, tmp_path: Path) -> None:
         assert tokens.encode("\u2603 x")[0] == tokens.unk_id
 
 
+@pytest.mark.parametrize("kind", ["character", "byte"])
+def test_ids_by_table_are_those_of_the_tokenizer(kind: str) -> None:
+    tokens = LanguageTokens.fit(lambda: [TEXT], kind)
+    for text in ("", TEXT, "日本\x00\r\n\t \x7f\u2581\ufeffé\u0301\U0010ffff" + TEXT, "[UNK][EOS]Ġ"):
+        assert tokens.encode(text) == tokens.tokenizer.encode(text, add_special_tokens=False).ids
+
+
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     refused(
         "tokenizer kind: expected one of character, .*did you mean 'word'", LanguageTokens.fit, lambda: ["a"], "wordd"

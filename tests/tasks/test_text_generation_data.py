@@ -14,6 +14,7 @@ from mmattn.data.text.language import LanguageTokens
 from mmattn.tasks.text_generation import corpus as corpora
 from mmattn.tasks.text_generation.corpus import Blocks, Corpus, count_words, make_corpus
 from mmattn.tasks.text_generation.data import TextDataset, TextSample
+from mmattn.tasks.text_generation.formats import FileText
 from mmattn.tasks.text_generation.model import TextGenerationModel
 from mmattn.tasks.text_generation.module import TextGenerationDataModule
 from mmattn.tasks.text_generation.processor import TextGenerationProcessor
@@ -85,6 +86,15 @@ def test_one_long_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(parts) > 50
     assert max(map(len, parts)) <= 2 << 12
     assert all(part.endswith(" ") for part in parts[:-1])
+    train, val = (half[0] for half in TextDataset(tmp_path / "a.txt").divided(0))
+    assert isinstance(train.text, FileText), "the text is not read into memory"
+    assert train.whole + val.whole == text
+    assert 0.89 * len(text) < len(train.whole) <= 0.9 * len(text)
+    assert train.whole.endswith(" ")
+    assert len({one.text.fingerprint() for one in (sample, train, val)}) == 3
+    (tmp_path / "b.txt").write_bytes(b"x" * 4095 + b"\r\n" + b"y" * 9000 + b"\r\r\nz\r")
+    (sample,) = TextDataset(tmp_path / "b.txt").samples
+    assert sample.whole == "x" * 4095 + "\n" + "y" * 9000 + "\r\nz\r", "an end of line may lie between two parts"
 
 
 def small(text: str = "abc") -> TextGenerationProcessor:
@@ -120,8 +130,31 @@ def test_large_corpora_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert np.array_equal(other.ids, plain.ids)
         assert np.array_equal(other.starts, plain.starts)
         assert (other.bytes, other.words) == (plain.bytes, plain.words) == (9 * 150, 9 * 100)
-    assert [path.suffix for path in (tmp_path / "tokens").iterdir()] == [".npy"]
+    (folder,) = (tmp_path / "tokens").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["ids.npy", "starts.npy"]
     assert count_words("to be\nor not") == 5
+
+
+def test_documents_of_mapped_corpora_may_be_empty_or_contain_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "cache_folder", lambda: tmp_path)
+    samples = [TextSample(str(n), text) for n, text in enumerate(["ab", "", "a", "", "b"])]
+    given = (samples, lambda text: [9, *map("ab".index, text)], ([], 9), 10, "key")  # public tokenizers know an end
+    plain, mapped, again = make_corpus(*given), make_corpus(*given, large=1), make_corpus(*given)
+    assert isinstance(again.ids, np.memmap)
+    for corpus in (plain, mapped, again):
+        assert corpus.ids.tolist() == [9, 9, 0, 1, 9, 9, 9, 0, 9, 9, 9, 1, 9]
+        assert corpus.starts.tolist() == [1, 5, 6, 9, 10]
+
+
+def test_the_cache_is_used_again_for_other_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpora, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(corpora.make_corpus, "__defaults__", (1,))
+    data = TextDataset(["ab abc", "cab"])
+    for options in ({}, {"block_size": 5}, {"eval_context": 3}, {"tokenizer": "byte"}):
+        TextGenerationProcessor.fit(data, **options).encode_corpus(data)
+        assert len(list(tmp_path.iterdir())) == 1 + (options.get("tokenizer") == "byte")
 
 
 def test_batches_of_blocks() -> None:
