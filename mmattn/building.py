@@ -164,6 +164,23 @@ def tied_names(model: nn.Module) -> set[str]:
     return tied
 
 
+def assign_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Makes tensors the weights of a model of the meta device, without a copy; tied weights are those of one name.
+
+    Args:
+        model: A model whose buffers are all saved.
+        state: Weights that fit it, see `check_fits`.
+    """
+    names: dict[int, list[str]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(value), []).append(name)
+    model.load_state_dict({name: state[name] for name, *_ in names.values()}, strict=False, assign=True)
+    for first, *others in names.values():
+        for name in others:
+            path, _, last = name.rpartition(".")
+            setattr(model.get_submodule(path), last, model.get_parameter(first))
+
+
 class _NoInitialization(TorchFunctionMode):
     """Leaves tensors as they are: on the meta device, random numbers would import torch's compiler, for seconds."""
 

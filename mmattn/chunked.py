@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from .onednn import linear
 
 FEW = 2**22  # logits, below which all at once take no more time and little memory
-CHUNK = 2**23  # logits at a time: 32 MB of float32
+CHUNK = 2**25  # bytes of logits at a time
 ROWS = 16  # whose softmax stays in a CPU's cache
 TOKENS = 1024  # of the vocabulary: products of another type are added to the weights' gradient so many at a time
 IGNORED = -100
@@ -33,7 +33,7 @@ def chunked_cross_entropy(
     """``cross_entropy(states W^T + b, targets)``, the mean over the targets that count.
 
     The gradients of states and weight are computed with the loss, one part of the rows after another, so that no more
-    than CHUNK logits exist at a time and none are computed twice (Hsu et al. 2024, section 3.2).
+    than CHUNK bytes of logits exist at a time and none are computed twice (Hsu et al. 2024, section 3.2).
 
     Args:
         states: (..., E).
@@ -42,7 +42,7 @@ def chunked_cross_entropy(
         bias: (V,) or None.
         ignore_index: Target that does not count.
         label_smoothing: Probability that is spread evenly over the vocabulary (Szegedy et al. 2016, section 7).
-        chunk: Rows at a time; None = as many as give CHUNK logits, or all if these are few.
+        chunk: Rows at a time; None = as many as give CHUNK bytes of logits, or all if these are few.
 
     Returns:
         A scalar, float32 at least; zero if no target counts.
@@ -54,16 +54,15 @@ def chunked_cross_entropy(
     states, targets = states.reshape(-1, states.shape[-1]), targets.reshape(-1)  # (N, E), (N,)
     vocabulary = weight.shape[0]
     count = (targets != ignore_index).sum().clamp_min(1)
-    if chunk is None:
-        if len(states) * vocabulary <= FEW or not torch.is_grad_enabled():
-            rows = max(1, CHUNK // vocabulary)
-            parts = [
-                _plain(*part, weight, bias, ignore_index, label_smoothing) for part in _split(states, targets, rows)
-            ]
-            return torch.stack(parts).sum() / count
-        chunk = max(1, CHUNK // vocabulary)
     if torch.is_autocast_enabled(states.device.type):
         states = states.to(torch.get_autocast_dtype(states.device.type))
+    if chunk is None:
+        chunk = max(1, CHUNK // (vocabulary * states.element_size()))
+        if len(states) * vocabulary <= FEW or not torch.is_grad_enabled():
+            parts = [
+                _plain(*part, weight, bias, ignore_index, label_smoothing) for part in _split(states, targets, chunk)
+            ]
+            return torch.stack(parts).sum() / count
     total: Tensor = _Chunked.apply(states, weight, bias, targets, count, ignore_index, label_smoothing, chunk)
     return total
 

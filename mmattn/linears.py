@@ -166,10 +166,8 @@ def prepare(model: nn.Module, precision: str = "float32") -> nn.Module:
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; expected one of: {', '.join(PRECISIONS)}")
-    linears = [module for module in model.modules() if is_plain(module)]
-    foreign = next(
-        (m.weight for m in linears if m.weight.device.type != "cpu" or m.weight.dtype != torch.float32), None
-    )
+    weights = (module.weight for module in model.modules() if is_plain(module))
+    foreign = next((w for w in weights if w.device.type != "cpu" or w.dtype != torch.float32), None)
     reason, instead = why_not(precision), "" if precision == "float32" else ", float32 is used"
     if foreign is not None:
         reason = f"its weights are {foreign.dtype} on {foreign.device}, packing is for float32 on the CPU"
@@ -178,11 +176,11 @@ def prepare(model: nn.Module, precision: str = "float32") -> nn.Module:
         warnings.warn(f"precision {precision!r} is not available{instead}: {reason}", stacklevel=2)
         return prepare(model) if foreign is None and precision != "float32" else model
     model.eval().requires_grad_(False)
-    for module in list(model.modules()):
-        if isinstance(module, MultiHeadAttention):
-            fuse_projections(module, lambda weight, bias: make_linear(weight, bias, precision))
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if is_plain(child):
-                setattr(parent, name, make_linear(child.weight, child.bias, precision))
+    # No list holds the plain maps: each is freed once it is packed, so that few of the weights are in memory twice.
+    for attention in [module for module in model.modules() if isinstance(module, MultiHeadAttention)]:
+        fuse_projections(attention, lambda weight, bias: make_linear(weight, bias, precision))
+    for parent in [module for module in model.modules() if not is_plain(module)]:
+        for name in [name for name, child in parent.named_children() if is_plain(child)]:
+            child = getattr(parent, name)
+            setattr(parent, name, make_linear(child.weight, child.bias, precision))
     return model

@@ -46,7 +46,9 @@ def main() -> None:
     from mmattn.tasks.common.adapter import read_parts
     from mmattn.tasks.common.base import describe_base, subtract_base
     from mmattn.tasks.common.checkpoint import save_directory
+    from mmattn.tasks.common.files import write_json
     from mmattn.tasks.common.rundir import read_json
+    from mmattn.tasks.common.serving.examples import FILE, read_examples
     from mmattn.tasks.common.sources import CHECKPOINTS
 
     predictor = load(options.model, device="cpu")
@@ -71,6 +73,7 @@ def main() -> None:
             "base": describe_base(options.base),
             "state": subtract_base(predictor.model.state_dict(), given),
         }
+    examples = read_examples(target)  # written by hand, for data that may not be shipped
     save_directory(target, **parts)
     with tempfile.TemporaryDirectory() as scratch:
         words = [options.task, *shlex.split(options.measure), "--checkpoint", str(target)]
@@ -79,6 +82,8 @@ def main() -> None:
         measured = next(iter(json.loads(Path(scratch, "metrics.json").read_text()).values()))
     metrics = {options.split: {name: value for name, value in measured.items() if isinstance(value, float)}}
     save_directory(target, **parts, metrics=metrics)
+    if examples:
+        write_json(target / FILE, examples)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"{target} written, {size:,} bytes.")
 

@@ -26,7 +26,7 @@ from ..backbones.vilt import Vilt
 from ..backbones.vit import VisionTransformer
 from ..backbones.wav2vec2 import Wav2Vec2
 from ..backbones.whisper import Whisper
-from ..building import build_on_meta, check_finite
+from ..building import assign_weights, build_on_meta, check_finite
 from .bart import convert_bart
 from .bert import convert_albert, convert_bert, convert_distilbert, convert_electra, convert_roberta
 from .blip import convert_blip
@@ -137,9 +137,13 @@ def load_pretrained(
     try:
         every = converted.keywords | keywords
         inspect.signature(kind).bind(**every)  # a keyword that the model does not have is the caller's TypeError
-        check_into(build_on_meta(converted.state, lambda given: kind(**given), every), converted)
-        model = kind(**every).to(dtype)
-        load_into(model, converted)
+        model = build_on_meta(converted.state, lambda given: kind(**given), every)
+        check_into(model, converted)
+        if kind is CausalLM:  # large, and without buffers: its weights stay where they were read, or mapped
+            assign_weights(model, converted.state)
+        else:
+            model = kind(**every).to(dtype)
+            load_into(model, converted)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     return model.eval()

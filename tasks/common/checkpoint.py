@@ -158,7 +158,7 @@ def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], source: st
         CheckpointError: Weights are missing, unexpected, of a different shape or type, or not finite; the message names
             them.
     """
-    from mmattn.building import check_finite, check_fits, tied_names
+    from mmattn.building import assign_weights, check_finite, check_fits, tied_names
 
     tied = tied_names(model)
     state = {name: value for name, value in state.items() if name not in tied}
@@ -167,20 +167,10 @@ def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], source: st
         check_finite(state)
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}.") from None
-    groups = _tied_groups(model) if assign else []
-    model.load_state_dict(state, strict=not tied, assign=assign)
-    for first, *others in groups:
-        for name in others:
-            path, _, last = name.rpartition(".")
-            setattr(model.get_submodule(path), last, model.get_parameter(first))
-
-
-def _tied_groups(model: nn.Module) -> list[list[str]]:
-    """The names of each parameter that has several."""
-    names: dict[int, list[str]] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
-        names.setdefault(id(value), []).append(name)
-    return [group for group in names.values() if len(group) > 1]
+    if assign:
+        assign_weights(model, state)
+    else:
+        model.load_state_dict(state, strict=not tied)
 
 
 def save_directory(

@@ -15,7 +15,9 @@ from mmattn.data.text.tokenizer import words_of
 from mmattn.explain import relevance
 from mmattn.tasks.common.shading import Words, join_tokens, shaded_html, shaded_picture
 
-LONG, ROWS = 256, 32  # tokens up to which one after another is erased, and passes at a time
+LONG = 256  # tokens up to which one after another is replaced
+OTHERS = 4  # other tokens in place of each, fewer in texts of more than LONG / OTHERS tokens
+ROWS = 32  # texts at a time
 
 
 @dataclass
@@ -90,9 +92,10 @@ def _first_token(predictor: Any, written: Any, before: Sequence[int]) -> Words:
 def token_relevance(net: Any, ids: Sequence[int], places: Sequence[int], total: int) -> Tensor:
     """The relevance of each token for the tokens at some places, which were predicted from those before them.
 
-    It is by how much their log-probability falls if the token's embedding is replaced by the mean of all embeddings
-    (Li et al. 2016, "Understanding Neural Networks through Representation Erasure"), where it falls; for texts of more
-    than LONG tokens the gradient-weighted attention of Chefer et al. 2021, which takes one pass.
+    It is by how much their log-probability falls, where it falls, if it is not known which token is there, but only
+    how probable each is after those before it (Kim et al. 2020, "Interpretation of NLP Models through Input
+    Marginalization"): a token that had to come tells nothing. For texts of more than LONG tokens it is the
+    gradient-weighted attention of Chefer et al. 2021, which takes one pass.
 
     Args:
         net: A `CausalLM` or `RecurrentLM`.
@@ -108,37 +111,34 @@ def token_relevance(net: Any, ids: Sequence[int], places: Sequence[int], total: 
     weights = torch.zeros(total)
     if own:
         read = torch.tensor([ids[: max(own)]], device=net.embedding.weight.device)
-        rows = (_erasure if read.shape[1] <= LONG else _attention)(net, read, ids, own)  # (L,)
+        rows = (_marginalization if read.shape[1] <= LONG else _attention)(net, read, ids, own)  # (L,)
         weights[left : left + len(rows)] = rows / rows.sum().clamp_min(1e-9)
     return weights
 
 
 def _log_p(net: Any, read: Tensor, ids: Sequence[int], places: Sequence[int]) -> Tensor:
     """The sum of the log-probabilities of the tokens at some places, of each row of read (B, L): (B,)."""
-    logits = net(read)[:, [place - 1 for place in places]].float()  # (B, k, V)
+    logits = net.output(net.states(read)[:, [place - 1 for place in places]]).float()  # (B, k, V)
     wanted = torch.tensor([ids[place] for place in places], device=read.device)
     return logits.log_softmax(-1).gather(2, wanted.expand(len(read), -1)[..., None]).sum((1, 2))
 
 
-def _erasure(net: Any, read: Tensor, ids: Sequence[int], places: Sequence[int]) -> Tensor:
-    mean, hidden = net.embedding.weight.mean(0), list[int]()
-
-    def replace(module: Any, args: Any, output: Tensor) -> Tensor:
-        output = output.clone()
-        output[torch.arange(len(hidden)), hidden] = mean
-        return output
-
-    falls = []
+def _marginalization(net: Any, read: Tensor, ids: Sequence[int], places: Sequence[int]) -> Tensor:
+    length, others = read.shape[1], max(1, min(OTHERS, LONG // read.shape[1]))
     with torch.no_grad():
-        whole = _log_p(net, read, ids, places)
-        handle = net.embedding.register_forward_hook(replace)
-        try:
-            for first in range(0, read.shape[1], ROWS):
-                hidden = list(range(first, min(first + ROWS, read.shape[1])))
-                falls.append(whole - _log_p(net, read.expand(len(hidden), -1), ids, places))
-        finally:
-            handle.remove()
-    return torch.cat(falls).clamp_min(0).cpu()
+        p = net(read)[0].float().softmax(-1)  # (L, V)
+        p = torch.cat([p.mean(0, keepdim=True), p[:-1]])  # of each token of the text; nothing comes before the first
+        own = read[0][:, None]
+        kept = p.gather(1, own)  # (L, 1)
+        shares, tokens = p.scatter(1, own, 0.0).topk(min(others, p.shape[1] - 1))  # (L, K)
+        texts = read.expand(tokens.numel(), -1).clone()
+        numbers = torch.arange(len(texts), device=read.device)
+        texts[numbers, numbers // tokens.shape[1]] = tokens.flatten()
+        log_p = torch.cat([_log_p(net, rows, ids, places) for rows in texts.split(ROWS)]).view(length, -1)
+        whole = _log_p(net, read, ids, places)[:, None]  # (1, 1)
+    shares = (1 - kept) * shares / shares.sum(1, keepdim=True).clamp_min(1e-30)
+    expected = torch.cat([kept.log() + whole, shares.log() + log_p], dim=1).logsumexp(1)  # (L,)
+    return (whole[0] - expected).clamp_min(0).cpu()
 
 
 def _attention(net: Any, read: Tensor, ids: Sequence[int], places: Sequence[int]) -> Tensor:
