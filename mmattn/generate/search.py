@@ -12,12 +12,13 @@ from torch import Tensor
 from .beams import beam_search
 from .config import GenerationConfig
 from .constraints import Constraint, build_constraints, forced_token
-from .sampling import sample
+from .sampling import sample, uniform_draws
 from .state import State
 from .topk import largest, log_normalizer
 
 S = TypeVar("S", bound=State)
 OnToken = Callable[[int, int], None]
+Generators = torch.Generator | Sequence[torch.Generator] | None
 ShouldStop = Callable[[Tensor], Tensor]  # all ids so far (N, T), -1 at padding: whether each text ends here, (N,) bool
 
 
@@ -43,7 +44,7 @@ def generate(
     prompt: Tensor,
     config: GenerationConfig,
     *,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     on_token: OnToken | None = None,
     with_scores: bool = True,
     prompt_mask: Tensor | None = None,
@@ -58,7 +59,7 @@ def generate(
         state: State of B rows, before the prompt's first token. It is changed, and cannot be reused.
         prompt: (B, P) long, at least the start token.
         config: Generation options.
-        generator: Random generator, for sampling.
+        generator: Random generator, for sampling; or one of each sentence, which then is independent of the others.
         on_token: Called with (row, token) for each final token; row is sentence * num_return_sequences + n. Not
             available with beams, whose tokens are final only at the end.
         with_scores: Off = greedy search and sampling skip the normalization over the vocabulary; beams always have
@@ -111,7 +112,7 @@ def stream(
     prompt: Tensor,
     config: GenerationConfig,
     *,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     prompt_mask: Tensor | None = None,
     should_stop: ShouldStop | None = None,
     constraints: Sequence[Constraint] = (),
@@ -159,7 +160,7 @@ def _one_by_one(
     state: S,
     prompt: Tensor,
     config: GenerationConfig,
-    generator: torch.Generator | None,
+    generator: Generators,
     with_scores: bool,
     prompt_mask: Tensor | None,
     should_stop: ShouldStop | None,
@@ -179,9 +180,11 @@ def _one_by_one(
     scores = torch.zeros(B, n, device=prompt.device)
     ids = prompt if prompt_mask is None else prompt.masked_fill(~prompt_mask, -1)
     ids, new = ids.repeat_interleave(n, 0), prompt  # (b n, T), (b n, L)
+    draw, draws = _draws(generator, B, n, room, prompt.device) if config.do_sample else (None, None)
     for t in range(room):
         forced = forced_token(config, P + t, P + room)
-        tokens, log_p = _pick(step(new, state), ids, config, constraints, forced, generator, with_scores)
+        uniform = None if draws is None else draws[live, :, t].flatten()  # (b n,)
+        tokens, log_p = _pick(step(new, state), ids, config, constraints, forced, draw, uniform, with_scores)
         if t == 0 and n > 1:
             state.select(live[:, None].expand(B, n))
         if log_p is not None:
@@ -211,6 +214,17 @@ def _one_by_one(
     return Generated(out[:, :, :longest], lengths, scores)
 
 
+def _draws(
+    generator: Generators, sentences: int, n: int, room: int, device: torch.device
+) -> tuple[torch.Generator | None, Tensor | None]:
+    """Returns the generator of all sentences, or what is drawn by their own: uniform numbers (B, n, room)."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator, None
+    if len(generator) != sentences:
+        raise ValueError(f"generator: expected one, or one of each of {sentences} sentences, found {len(generator)}")
+    return None, uniform_draws(generator, (room, n), device).transpose(1, 2)
+
+
 def _pick(
     logits: Tensor,
     ids: Tensor,
@@ -218,6 +232,7 @@ def _pick(
     constraints: list[Constraint],
     forced: tuple[int, ...],
     generator: torch.Generator | None,
+    uniform: Tensor | None,
     with_scores: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Returns the next token of each row of ids (N, T) and, if requested, its log p, from logits (N, V).
@@ -236,5 +251,5 @@ def _pick(
     log_z = log_normalizer(logits) if with_scores else None  # (N, 1), without renormalization
     for constraint in constraints:
         constraint(logits, ids)
-    tokens = sample(logits, config, generator) if config.do_sample else largest(logits)  # (N,)
+    tokens = sample(logits, config, generator, uniform) if config.do_sample else largest(logits)  # (N,)
     return tokens, None if log_z is None else (plain.gather(1, tokens[:, None]) - log_z)[:, 0]

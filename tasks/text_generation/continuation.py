@@ -23,6 +23,7 @@ class Continuation:
         cut: Number of tokens at the beginning of the prompt that are not read.
         unknown: Parts of the prompt that the tokenizer does not know.
         is_done: Whether the text has ended.
+        generator: The random generator of sampling, which is the text's own.
     """
 
     prompt: list[int]
@@ -32,6 +33,7 @@ class Continuation:
     cut: int = 0
     unknown: list[str] = field(default_factory=list)
     is_done: bool = False
+    generator: torch.Generator = field(default_factory=torch.Generator)
 
     def add(
         self, before: Sequence[int], ids: Sequence[int], config: GenerationConfig, should_stop: ShouldStop | None

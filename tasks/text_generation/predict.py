@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError, is_broken, shorten
+from mmattn.data.seeds import seed_of
 from mmattn.data.text.language import LanguageTokens, token_bytes
 from mmattn.generate import GenerationConfig
 from mmattn.generate.speculative import can_rewind, draft, lookup, speculate
@@ -49,7 +50,8 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
     """Predictor of a language model.
 
     Items are prompts; or mappings with `prompt`, or `messages` of a conversation ("role" and "content" of each, for
-    models with a chat template), and optionally `id`.
+    models with a chat template), and optionally `id`. What is sampled depends on the seed and the place of the item in
+    the call, which `place` replaces, not on other items.
     """
 
     task = "text_generation"
@@ -95,23 +97,24 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         if isinstance(item, Block):
             ids = item.ids().tolist()
             half = max(1, len(ids) // 2)
-            return TextSample(item.id, self._restore(ids[half:], ids[:half]), self._restore(ids[:half]))
+            return TextSample(item.id, self._restore(ids[half:], ids[:half]), self._restore(ids[:half]), place=number)
         if isinstance(item, TextSample):
             if item.prompt or not item.text:
-                return item
+                return replace(item, place=number)
             text = item.whole
             cut = text.rfind(" ", 0, max(len(text) // 2, 1)) + 1
-            return TextSample(item.id, text[cut:], text[:cut])
+            return TextSample(item.id, text[cut:], text[:cut], place=number)
+        place = int(item.get("place", number)) if isinstance(item, Mapping) else number
         if isinstance(item, Mapping) and "messages" in item:
             prompt = self.chat(item["messages"])
-            return TextSample(str(item.get("id", number)), "", prompt, is_whole=True)
+            return TextSample(str(item.get("id", number)), "", prompt, place=place, is_whole=True)
         given = mapping_of(item, "prompt")
         name = name_of(given, number, ("prompt",))
         name = name if isinstance(item, Mapping) and "id" in item else str(number)
         prompt = given["prompt"]
         if not isinstance(prompt, str) or is_broken(prompt):
             raise DataError(f"item {name}", "a prompt of valid Unicode", shorten(prompt))
-        return TextSample(name, "", prompt)
+        return TextSample(name, "", prompt, place=place)
 
     def chat(self, messages: Sequence[Mapping[str, Any]] | str) -> str:
         """Returns the prompt of a conversation by the model's chat template.
@@ -272,13 +275,14 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         prompt = self.chat(sample.prompt) if wanted.chat and not sample.is_whole else sample.prompt
         ids = self.processor.prompt_ids(prompt, is_whole=wanted.chat or sample.is_whole)
         most, unknown = self.processor.max_len, self._unknown(prompt)
+        generator = torch.Generator().manual_seed(seed_of(wanted.seed, 0, sample.place))
         if len(ids) <= most:
-            return Continuation(ids, unknown=unknown)
+            return Continuation(ids, unknown=unknown, generator=generator)
         if wanted.on_long != CUT:
             raise DataError(f"item {sample.id}", f"a prompt of at most {most} tokens", f"one of {len(ids)}")
         kept = max(1, most - min(wanted.new_tokens, most // 2))
         self.cut += 1
-        return Continuation(ids[-kept:], cut=len(ids) - kept, unknown=unknown)
+        return Continuation(ids[-kept:], cut=len(ids) - kept, unknown=unknown, generator=generator)
 
     def _unknown(self, prompt: str) -> list[str]:
         """The characters or words of a prompt without a token of their own, which are counted for `remark`."""
@@ -299,7 +303,6 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         last half of it.
         """
         most, left = self.processor.max_len, wanted.new_tokens
-        generator = torch.Generator(self.device).manual_seed(wanted.seed)
         while left > 0:
             live = [row for row in rows if not row.is_done]
             if not live:
@@ -309,7 +312,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
             longest = max(map(len, given))
             room = min(left, max(1, most + 1 - longest))
             config = wanted.config(self.processor, room)
-            keywords: dict[str, Any] = {"generator": generator}
+            keywords: dict[str, Any] = {"generator": [row.generator for row in live]}
             if wanted.stops:
                 keywords["should_stop"] = stopping(wanted.stops, self._token_bytes)
             if wanted.pattern is not None:

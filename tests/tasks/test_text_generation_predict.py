@@ -66,6 +66,21 @@ def test_batched_equals_alone(writer: TextGenerationPredictor) -> None:
         assert all(one.score is not None and one.score < 0 for one in together)
 
 
+def test_samples_are_independent_of_other_items(writer: TextGenerationPredictor) -> None:
+    """They depend on the seed and the place of the item: not on the batch, nor on the other prompts."""
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 5, "max_new_tokens": 10}
+    same = writer.predict(["the cat"] * 4, **options)
+    assert len({one.text for one in same}) == 4
+    prompts = ["a", "the cat", "the mat. the", "the dog"]
+    texts = [one.text for one in writer.predict(prompts, **options)]
+    assert texts == [one.text for one in writer.predict(prompts, batch_size=1, **options)]
+    assert texts[1] == same[1].text
+    assert texts[0] == writer("a", **options).text == "".join(writer.stream_text("a", **options))
+    items = [{"prompt": prompt, "place": place} for place, prompt in reversed(list(enumerate(prompts)))]
+    assert texts[::-1] == [one.text for one in writer.predict(items, **options)]
+    assert texts != [one.text for one in writer.predict(prompts, **{**options, "seed": 6})]
+
+
 def test_speculation_gives_the_same_text(writer: TextGenerationPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also beyond the length that the model reads at once, and after a prompt of this length."""
     expected = {}
