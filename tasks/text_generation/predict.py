@@ -266,14 +266,19 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         text: str = restore([*tail, *ids])
         return text[len(start) :]
 
+    def _read(self, sample: TextSample, wanted: Wanted) -> tuple[str, bool]:
+        """The prompt as it is read, and whether it has all its special tokens: that of a chat template has."""
+        is_chat = wanted.chat and not sample.is_whole
+        return self.chat(sample.prompt) if is_chat else sample.prompt, is_chat or sample.is_whole
+
     def _begun(self, sample: TextSample, wanted: Wanted) -> Continuation:
         """A continuation without tokens; the prompt is cut if it is too long, or refused.
 
         Raises:
             DataError: The prompt is too long, and not to be cut.
         """
-        prompt = self.chat(sample.prompt) if wanted.chat and not sample.is_whole else sample.prompt
-        ids = self.processor.prompt_ids(prompt, is_whole=wanted.chat or sample.is_whole)
+        prompt, is_whole = self._read(sample, wanted)
+        ids = self.processor.prompt_ids(prompt, is_whole=is_whole)
         most, unknown = self.processor.max_len, self._unknown(prompt)
         generator = torch.Generator().manual_seed(seed_of(wanted.seed, 0, sample.place))
         if len(ids) <= most:
@@ -378,7 +383,8 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         """
         with torch.inference_mode():
             written = self.predict_batch(samples, batch, **options)
-        return [explained(self, one, words) for one in written]
+        read = [self._read(sample, Wanted.of(options)) for sample in samples]
+        return [explained(self, one, *prompt, words) for one, prompt in zip(written, read, strict=True)]
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Export one program of prompts and steps alike, with the cache as flat tensors."""

@@ -190,6 +190,10 @@ def test_public_folders(family: str, tmp_path: Path) -> None:
         row = ours._begun(ours.to_sample(item, 0), Wanted(chat=item == "hi"))
         assert row.prompt == expected, "without a second prefix"
     assert ours("hi", chat=True, max_new_tokens=3).text == ours({"messages": messages}, max_new_tokens=3).text
+    told = [ours.explain("hi", chat=True, max_new_tokens=6), ours.explain({"messages": messages}, max_new_tokens=6)]
+    assert all(words.text.startswith(ours.chat("hi")) for one in told for words in one.words), "of what is read"
+    for mine, same in zip(*(one.words for one in told), strict=True):
+        assert torch.equal(mine.weights, same.weights)
     other = load(ours.save(tmp_path / "saved"), device="cpu")
     assert other("the cat", max_new_tokens=6).text == ours("the cat", max_new_tokens=6).text
 
