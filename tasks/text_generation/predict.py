@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmattn.data.errors import DataError, is_broken, shorten
 from mmattn.data.seeds import seed_of
-from mmattn.data.text.language import LanguageTokens, token_bytes
+from mmattn.data.text.language import LanguageTokens
 from mmattn.generate import GenerationConfig
 from mmattn.generate.speculative import can_rewind, draft, lookup, speculate
 from mmattn.tasks.common.adapter import read_parts
@@ -21,7 +21,7 @@ from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.items import mapping_of, name_of
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.text_generation.chat import render
-from mmattn.tasks.text_generation.constrain import Pattern, cut_at, overlap, stopping
+from mmattn.tasks.text_generation.constrain import Limits, Pattern, cut_at, overlap
 from mmattn.tasks.text_generation.continuation import Continuation
 from mmattn.tasks.text_generation.corpus import Block
 from mmattn.tasks.text_generation.data import TextBatch, TextDataset, TextSample
@@ -255,9 +255,8 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         return "\n".join(said)
 
     @cached_property
-    def _token_bytes(self) -> dict[int, bytes]:
-        tokenizer = self.processor.tokenizer
-        return token_bytes(getattr(tokenizer, "_pieces", None) or tokenizer.tokenizer)
+    def _limits(self) -> Limits:
+        return Limits(self.processor.tokenizer)
 
     def _restore(self, ids: Sequence[int], before: Sequence[int] = ()) -> str:
         """The text of ids that follow others."""
@@ -319,10 +318,11 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
             config = wanted.config(self.processor, room)
             keywords: dict[str, Any] = {"generator": [row.generator for row in live]}
             if wanted.stops:
-                keywords["should_stop"] = stopping(wanted.stops, self._token_bytes)
+                keywords["should_stop"] = self._limits.stopping(wanted.stops)
             if wanted.pattern is not None:
+                index = self._limits.automaton(wanted.pattern, config.eos[0])
                 begun = live[0].ids  # of a single row, unless all have none
-                keywords["constraints"] = [Pattern(wanted.pattern, self._token_bytes, config.eos[0], longest, begun)]
+                keywords["constraints"] = [Pattern(index, config.eos[0], longest, begun)]
             yield config, given, keywords
             left -= room
 
