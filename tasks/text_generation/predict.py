@@ -169,6 +169,10 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
             raise ConfigError(f"--words: expected 1 or more, found {options['words']}.")
         return dict(options)
 
+    def refused_options(self) -> set[str]:
+        found = {"lookup": can_rewind(self.model.net.start(1)), "chat": "chat_template" in self.processor.options}
+        return {name for name, can in found.items() if not can}
+
     def predict_batch(
         self, samples: Sequence[TextSample], batch: TextBatch, **options: Any
     ) -> list[TextGenerationPrediction]:

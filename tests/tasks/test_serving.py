@@ -79,6 +79,11 @@ def test_options_reach_the_predictor(server: tuple[str, dict[str, ServedModel]])
     # What writes files of the server is no option of a request.
     names = [option["name"] for option in models["segmentation/demo"].describe()["options"]]
     assert "masks" not in names
+    found = models["text_generation/demo"].describe()
+    named = {kind: {option["name"] for option in found[kind]} for kind in ("options", "explain_options")}
+    assert named["explain_options"] - named["options"] == {"words"}
+    assert "chat" not in named["options"], "what the model refuses is not offered"
+    assert "lookup" in named["options"]
     assert "overlays" not in names
 
 
