@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .beams import beam_search
 from .config import GenerationConfig
-from .constraints import Constraint, build_constraints, forced_token
+from .constraints import Constraint, Context, build_constraints, forced_token, whole_texts
 from .sampling import sample, uniform_draws
 from .state import State
 from .topk import largest, log_normalizer
@@ -50,6 +50,7 @@ def generate(
     prompt_mask: Tensor | None = None,
     should_stop: ShouldStop | None = None,
     constraints: Sequence[Constraint] = (),
+    context: Context | None = None,
 ) -> Generated:
     """Continues each prompt until it ends or reaches the maximum length.
 
@@ -69,6 +70,7 @@ def generate(
             is preferable.
         should_stop: Whether texts end after the last of their ids, besides the end token.
         constraints: Additional constraints on the next token, applied last.
+        context: The whole texts of which the prompts are the ends, for constraints and should_stop.
 
     Returns:
         ids, lengths and scores.
@@ -89,10 +91,10 @@ def generate(
         raise ValueError(f"num_beams={config.num_beams}: beams settle no token before the end, nothing to stream")
     with torch.inference_mode():
         if config.num_beams > 1:
-            found = beam_search(step, state, prompt, config, prompt_mask, should_stop, constraints)
+            found = beam_search(step, state, prompt, config, prompt_mask, should_stop, constraints, context)
             generated = Generated(*found)
         else:
-            more = (generator, with_scores, prompt_mask, should_stop, constraints)
+            more = (generator, with_scores, prompt_mask, should_stop, constraints, context)
             steps = _one_by_one(step, state, prompt, config, *more)
             while True:
                 try:
@@ -116,6 +118,7 @@ def stream(
     prompt_mask: Tensor | None = None,
     should_stop: ShouldStop | None = None,
     constraints: Sequence[Constraint] = (),
+    context: Context | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Yields the (row, token) pairs of each step of `generate`, greedy or sampled, as soon as they are known.
 
@@ -132,7 +135,8 @@ def stream(
     check_prompt(prompt, prompt_mask)
     if config.num_beams > 1:
         raise ValueError(f"num_beams={config.num_beams}: beams settle no token before the end, nothing to stream")
-    steps = _one_by_one(step, state, prompt, config, generator, False, prompt_mask, should_stop, constraints)
+    more = (generator, False, prompt_mask, should_stop, constraints, context)
+    steps = _one_by_one(step, state, prompt, config, *more)
     while True:
         with torch.inference_mode():  # not while the caller has the tokens
             new = next(steps, None)
@@ -165,20 +169,22 @@ def _one_by_one(
     prompt_mask: Tensor | None,
     should_stop: ShouldStop | None,
     more: Sequence[Constraint],
+    context: Context | None,
 ) -> Generator[list[tuple[int, int]], None, Generated]:
     """Greedy search or sampling; a sentence is removed from the batch when all its rows have ended.
 
     Yields the row and token of each new token.
     """
     (B, P), n = prompt.shape, config.num_return_sequences
-    room, constraints = config.room(P), [*build_constraints(config, P), *more]
+    room = config.room(P)
+    ids, begins = whole_texts(prompt, prompt_mask, context)  # (B, T), with what comes before the prompts
+    constraints = [*build_constraints(config, begins), *more]
     end = torch.tensor(config.eos, dtype=prompt.dtype, device=prompt.device)
     out = prompt.new_full((B, n, room), config.pad)
     lengths = prompt.new_zeros(B, n)
     live = torch.arange(B, device=prompt.device)  # the sentences still in the batch
     running = torch.ones(B, n, dtype=torch.bool, device=prompt.device)
     scores = torch.zeros(B, n, device=prompt.device)
-    ids = prompt if prompt_mask is None else prompt.masked_fill(~prompt_mask, -1)
     ids, new = ids.repeat_interleave(n, 0), prompt  # (b n, T), (b n, L)
     draw, draws = _draws(generator, B, n, room, prompt.device) if config.do_sample else (None, None)
     for t in range(room):

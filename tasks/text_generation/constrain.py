@@ -124,13 +124,12 @@ class Pattern:
         index: The automaton of the expression, by `compiled`.
         eos_id: The end token, which is allowed where the text matches.
         prompt: Tokens of the prompts, with padding.
-        begun: Ids with which each text has begun, which may be in the prompt.
     """
 
-    def __init__(self, index: Any, eos_id: int, prompt: int, begun: Sequence[int] = ()) -> None:
+    def __init__(self, index: Any, eos_id: int, prompt: int) -> None:
         self.index = index
         self.eos_id, self.prompt = eos_id, prompt
-        self.start = self._after(self.index.get_initial_state(), begun)
+        self.start = self.index.get_initial_state()
 
     def _after(self, state: Any, ids: Sequence[int]) -> Any:
         """The state of the automaton after ids; None: the text is complete."""

@@ -15,6 +15,7 @@ from mmattn.data.errors import DataError, is_broken, shorten
 from mmattn.data.seeds import seed_of
 from mmattn.data.text.language import LanguageTokens
 from mmattn.generate import GenerationConfig
+from mmattn.generate.constraints import Context
 from mmattn.generate.speculative import can_rewind, draft, lookup, speculate
 from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.errors import ConfigError
@@ -315,18 +316,19 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
             live = [row for row in rows if not row.is_done]
             if not live:
                 return
-            given = [[*row.prompt, *row.ids] for row in live]
-            given = [ids if len(ids) <= most else ids[-max(1, most // 2) :] for ids in given]
-            longest = max(map(len, given))
-            room = min(left, max(1, most + 1 - longest))
+            given = [row.window(most) for row in live]
+            room = min(left, max(1, most + 1 - max(map(len, given))))
             config = wanted.config(self.processor, room)
             keywords: dict[str, Any] = {"generator": [row.generator for row in live]}
+            ids, mask = self._padded([[*row.prompt, *row.ids] for row in live])
+            context = keywords["context"] = Context(
+                ids.masked_fill(~mask, -1), len(live[0].ids)
+            )  # all are of one length
             if wanted.stops:
                 keywords["should_stop"] = self._limits.stopping(wanted.stops)
             if wanted.pattern is not None:
                 index = self._limits.automaton(wanted.pattern, config.eos[0])
-                begun = live[0].ids  # of a single row, unless all have none
-                keywords["constraints"] = [Pattern(index, config.eos[0], longest, begun)]
+                keywords["constraints"] = [Pattern(index, config.eos[0], ids.shape[1] - context.new)]
             yield config, given, keywords
             left -= room
 
@@ -342,9 +344,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
 
     def _write(self, rows: Sequence[Continuation], wanted: Wanted) -> None:
         """Continue rows, in place."""
-        longest = max(len(row.prompt) for row in rows)
-        rounds = longest + wanted.new_tokens > self.processor.max_len + 1  # several, in which patterns go on
-        if len(rows) > 1 and (not self.model.net.pads_left or (rounds and wanted.pattern is not None)):
+        if len(rows) > 1 and not self.model.net.pads_left:
             for row in rows:
                 self._write([row], wanted)
             return
@@ -368,7 +368,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         guess = lookup if self.draft_model is None else draft(self.draft_model.net)
         for config, (ids,), keywords in self._rounds([row], wanted):
             stops = keywords.get("should_stop")
-            found = speculate(self.model.net, torch.tensor([ids], device=self.device), config, guess, stops)
+            found = speculate(self.model.net, self._padded([ids])[0], config, guess, stops, keywords["context"])
             row.add(ids, found.ids, config, stops)
         row.log_p = None
 

@@ -81,6 +81,23 @@ def test_samples_are_independent_of_other_items(writer: TextGenerationPredictor)
     assert texts != [one.text for one in writer.predict(prompts, **{**options, "seed": 6})]
 
 
+def test_penalties_count_the_whole_text(writer: TextGenerationPredictor) -> None:
+    """Also the tokens that are no longer read; and the other prompts do not move the window of what is."""
+    prompts = ["the cat sat on", "the", "the mat. the d"]
+    for options in ({"presence_penalty": 1e4}, {"repetition_penalty": 1e4, "presence_penalty": 1e-3}):
+        given: dict[str, Any] = {"max_new_tokens": 12, **options}
+        found = writer.predict(prompts, **given)
+        assert len(found[0].text) > 3, "more than the model reads with the prompt"
+        if options["presence_penalty"] > 1:
+            assert all(len(set(one.text)) == len(one.text) for one in found)
+        for prompt, one in zip(prompts, found, strict=True):
+            assert writer(prompt, **given).text == writer(prompt, lookup=True, **given).text == one.text
+            assert "".join(writer.stream_text(prompt, **given)) == one.text
+    for options in ({}, {"temperature": 1.0}, {"num_beams": 2}, {"no_repeat_ngram_size": 2}):
+        together = [one.text for one in writer.predict(prompts, max_new_tokens=40, **options)]
+        assert together == [one.text for one in writer.predict(prompts, 1, max_new_tokens=40, **options)]
+
+
 def test_speculation_gives_the_same_text(writer: TextGenerationPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also beyond the length that the model reads at once, and after a prompt of this length."""
     expected = {}
