@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import GenerationConfig
-from .constraints import Constraint, build_constraints, forced_token
+from .constraints import Constraint, Context, build_constraints, forced_token, whole_texts
 from .state import State
 from .topk import log_normalizer, top_k
 
@@ -82,6 +82,7 @@ def beam_search(
     prompt_mask: Tensor | None = None,
     should_stop: Callable[[Tensor], Tensor] | None = None,
     more: Sequence[Constraint] = (),
+    context: Context | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Beam search that returns the same ids as transformers.
 
@@ -96,17 +97,20 @@ def beam_search(
         prompt_mask: (B, P) bool, False = padding.
         should_stop: See `generate`.
         more: Additional constraints.
+        context: See `generate`.
 
     Returns:
         ids (B, n, L), lengths (B, n) and scores (B, n), best first.
     """
     (B, P), G = prompt.shape, config.num_beam_groups
     k = config.num_beams // G
-    room, constraints = config.room(P), [*build_constraints(config, P), *more]
+    room = config.room(P)
+    whole, begins = whole_texts(prompt, prompt_mask, context)  # (B, T), with what comes before the prompts
+    constraints = [*build_constraints(config, begins), *more]
     device, keep = prompt.device, max(2, 1 + len(config.eos)) * k
     end = torch.tensor(config.eos, dtype=prompt.dtype, device=device)
     live = torch.arange(B, device=device)  # the sentences still in the batch
-    ids = (prompt if prompt_mask is None else prompt.masked_fill(~prompt_mask, -1))[:, None]  # (b, G k, T), G k = 1 yet
+    ids = whole[:, None]  # (b, G k, T), G k = 1 yet
     running = torch.zeros(B, 1, device=device)  # (b, G k) log p
     finished = Finished(prompt, room, config)
     new = prompt
@@ -121,12 +125,14 @@ def beam_search(
             ends = ends | should_stop(histories.flatten(0, 2)).view_as(ends)
         if ends.any():
             first = torch.arange(tokens.shape[2], device=device) < k  # the others only replace beams that end
-            finished.add(live, log_p, histories[..., P:], ends & first)
+            finished.add(live, log_p, histories[..., whole.shape[1] :], ends & first)
         log_p, places = log_p.masked_fill(ends, -math.inf).topk(k, dim=2)  # (b, G, k)
         staying = ~finished.settle(live, log_p[:, :, 0], t + 1)
         if t + 1 == room or not staying.any():
             break
-        ids = histories.gather(2, places[..., None].expand(-1, -1, -1, P + t + 1)).flatten(1, 2)  # (b, G k, T)
+        ids = histories.gather(2, places[..., None].expand(-1, -1, -1, whole.shape[1] + t + 1)).flatten(
+            1, 2
+        )  # (b, G k, T)
         first_rows = torch.arange(len(live), device=device)[:, None] * running.shape[1]
         rows = beams.gather(2, places).flatten(1) + first_rows  # (b, G k)
         running = log_p.flatten(1)  # (b, G k)

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .config import Constraint, GenerationConfig, as_ids
+
+
+class Context(NamedTuple):
+    """The whole texts of prompts that are their ends."""
+
+    ids: Tensor  # (B, W) long, -1 at padding, which is at the left
+    new: int  # how many of the last tokens of each were generated before
+
+
+def whole_texts(prompt: Tensor, prompt_mask: Tensor | None, context: Context | None) -> tuple[Tensor, int]:
+    """Returns the texts so far, (B, T) with -1 at padding, and the place at which what is generated begins."""
+    if context is not None:
+        return context.ids, context.ids.shape[1] - context.new
+    return (prompt if prompt_mask is None else prompt.masked_fill(~prompt_mask, -1)), prompt.shape[1]
 
 
 def forced_token(config: GenerationConfig, length: int, limit: int) -> tuple[int, ...]:
@@ -69,7 +84,7 @@ def ban_repeated_ngrams(scores: Tensor, ids: Tensor, n: int) -> None:
     if n > T:
         return
     grams = ids.unfold(1, n, 1)  # (N, T - n + 1, n)
-    same = (grams[:, :, :-1] == ids[:, None, T - n + 1 :]).all(-1)  # (N, T - n + 1)
+    same = (grams[:, :, :-1] == ids[:, None, T - n + 1 :]).all(-1) & (grams[:, :, -1] >= 0)  # (N, T - n + 1)
     rows, places = same.nonzero(as_tuple=True)
     scores[rows, grams[rows, places, -1]] = -math.inf
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -55,17 +56,39 @@ def filtered(scores: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor |
     return scores, places
 
 
-def sample(scores: Tensor, config: GenerationConfig, generator: torch.Generator | None = None) -> Tensor:
+def uniform_draws(generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Returns uniform numbers in [0, 1) of each generator: (B, *shape) float64.
+
+    A generator's numbers come in their order: two draws of 3 are one of 6.
+    """
+    rows = [torch.rand(shape, generator=one, dtype=torch.float64, device=one.device) for one in generators]
+    return torch.stack(rows).to(device)
+
+
+def sample(
+    scores: Tensor,
+    config: GenerationConfig,
+    generator: torch.Generator | None = None,
+    uniform: Tensor | None = None,
+) -> Tensor:
     """Samples one token per row.
 
     Args:
         scores: (N, V) logits.
         config: Temperature, top_k, top_p, min_p; see `filtered`.
         generator: Random generator; None = torch's default.
+        uniform: (N,) float64 in [0, 1), drawn in place of the generator's numbers: each row's token depends on its own
+            number alone, by the inverse of its cumulative distribution.
 
     Returns:
         (N,) long.
     """
     scores, places = filtered(scores, config)
-    drawn = torch.multinomial(scores.softmax(-1), 1, generator=generator)  # (N, 1)
+    if uniform is None:
+        drawn = torch.multinomial(scores.softmax(-1), 1, generator=generator)  # (N, 1)
+    else:
+        cumulative = scores.softmax(-1).cumsum(-1, dtype=torch.float64)  # (N, k)
+        # The first token above the number has some probability: those with none add nothing.
+        drawn = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)  # (N, 1)
+        drawn = drawn.clamp_max(scores.shape[-1] - 1)
     return (drawn if places is None else places.gather(1, drawn)).squeeze(1)

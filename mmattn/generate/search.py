@@ -11,13 +11,14 @@ from torch import Tensor
 
 from .beams import beam_search
 from .config import GenerationConfig
-from .constraints import Constraint, build_constraints, forced_token
-from .sampling import sample
+from .constraints import Constraint, Context, build_constraints, forced_token, whole_texts
+from .sampling import sample, uniform_draws
 from .state import State
 from .topk import largest, log_normalizer
 
 S = TypeVar("S", bound=State)
 OnToken = Callable[[int, int], None]
+Generators = torch.Generator | Sequence[torch.Generator] | None
 ShouldStop = Callable[[Tensor], Tensor]  # all ids so far (N, T), -1 at padding: whether each text ends here, (N,) bool
 
 
@@ -43,12 +44,13 @@ def generate(
     prompt: Tensor,
     config: GenerationConfig,
     *,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     on_token: OnToken | None = None,
     with_scores: bool = True,
     prompt_mask: Tensor | None = None,
     should_stop: ShouldStop | None = None,
     constraints: Sequence[Constraint] = (),
+    context: Context | None = None,
 ) -> Generated:
     """Continues each prompt until it ends or reaches the maximum length.
 
@@ -58,7 +60,7 @@ def generate(
         state: State of B rows, before the prompt's first token. It is changed, and cannot be reused.
         prompt: (B, P) long, at least the start token.
         config: Generation options.
-        generator: Random generator, for sampling.
+        generator: Random generator, for sampling; or one of each sentence, which then is independent of the others.
         on_token: Called with (row, token) for each final token; row is sentence * num_return_sequences + n. Not
             available with beams, whose tokens are final only at the end.
         with_scores: Off = greedy search and sampling skip the normalization over the vocabulary; beams always have
@@ -68,6 +70,7 @@ def generate(
             is preferable.
         should_stop: Whether texts end after the last of their ids, besides the end token.
         constraints: Additional constraints on the next token, applied last.
+        context: The whole texts of which the prompts are the ends, for constraints and should_stop.
 
     Returns:
         ids, lengths and scores.
@@ -88,10 +91,10 @@ def generate(
         raise ValueError(f"num_beams={config.num_beams}: beams settle no token before the end, nothing to stream")
     with torch.inference_mode():
         if config.num_beams > 1:
-            found = beam_search(step, state, prompt, config, prompt_mask, should_stop, constraints)
+            found = beam_search(step, state, prompt, config, prompt_mask, should_stop, constraints, context)
             generated = Generated(*found)
         else:
-            more = (generator, with_scores, prompt_mask, should_stop, constraints)
+            more = (generator, with_scores, prompt_mask, should_stop, constraints, context)
             steps = _one_by_one(step, state, prompt, config, *more)
             while True:
                 try:
@@ -111,10 +114,11 @@ def stream(
     prompt: Tensor,
     config: GenerationConfig,
     *,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     prompt_mask: Tensor | None = None,
     should_stop: ShouldStop | None = None,
     constraints: Sequence[Constraint] = (),
+    context: Context | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Yields the (row, token) pairs of each step of `generate`, greedy or sampled, as soon as they are known.
 
@@ -131,7 +135,8 @@ def stream(
     check_prompt(prompt, prompt_mask)
     if config.num_beams > 1:
         raise ValueError(f"num_beams={config.num_beams}: beams settle no token before the end, nothing to stream")
-    steps = _one_by_one(step, state, prompt, config, generator, False, prompt_mask, should_stop, constraints)
+    more = (generator, False, prompt_mask, should_stop, constraints, context)
+    steps = _one_by_one(step, state, prompt, config, *more)
     while True:
         with torch.inference_mode():  # not while the caller has the tokens
             new = next(steps, None)
@@ -159,29 +164,33 @@ def _one_by_one(
     state: S,
     prompt: Tensor,
     config: GenerationConfig,
-    generator: torch.Generator | None,
+    generator: Generators,
     with_scores: bool,
     prompt_mask: Tensor | None,
     should_stop: ShouldStop | None,
     more: Sequence[Constraint],
+    context: Context | None,
 ) -> Generator[list[tuple[int, int]], None, Generated]:
     """Greedy search or sampling; a sentence is removed from the batch when all its rows have ended.
 
     Yields the row and token of each new token.
     """
     (B, P), n = prompt.shape, config.num_return_sequences
-    room, constraints = config.room(P), [*build_constraints(config, P), *more]
+    room = config.room(P)
+    ids, begins = whole_texts(prompt, prompt_mask, context)  # (B, T), with what comes before the prompts
+    constraints = [*build_constraints(config, begins), *more]
     end = torch.tensor(config.eos, dtype=prompt.dtype, device=prompt.device)
     out = prompt.new_full((B, n, room), config.pad)
     lengths = prompt.new_zeros(B, n)
     live = torch.arange(B, device=prompt.device)  # the sentences still in the batch
     running = torch.ones(B, n, dtype=torch.bool, device=prompt.device)
     scores = torch.zeros(B, n, device=prompt.device)
-    ids = prompt if prompt_mask is None else prompt.masked_fill(~prompt_mask, -1)
     ids, new = ids.repeat_interleave(n, 0), prompt  # (b n, T), (b n, L)
+    draw, draws = _draws(generator, B, n, room, prompt.device) if config.do_sample else (None, None)
     for t in range(room):
         forced = forced_token(config, P + t, P + room)
-        tokens, log_p = _pick(step(new, state), ids, config, constraints, forced, generator, with_scores)
+        uniform = None if draws is None else draws[live, :, t].flatten()  # (b n,)
+        tokens, log_p = _pick(step(new, state), ids, config, constraints, forced, draw, uniform, with_scores)
         if t == 0 and n > 1:
             state.select(live[:, None].expand(B, n))
         if log_p is not None:
@@ -211,6 +220,17 @@ def _one_by_one(
     return Generated(out[:, :, :longest], lengths, scores)
 
 
+def _draws(
+    generator: Generators, sentences: int, n: int, room: int, device: torch.device
+) -> tuple[torch.Generator | None, Tensor | None]:
+    """Returns the generator of all sentences, or what is drawn by their own: uniform numbers (B, n, room)."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator, None
+    if len(generator) != sentences:
+        raise ValueError(f"generator: expected one, or one of each of {sentences} sentences, found {len(generator)}")
+    return None, uniform_draws(generator, (room, n), device).transpose(1, 2)
+
+
 def _pick(
     logits: Tensor,
     ids: Tensor,
@@ -218,6 +238,7 @@ def _pick(
     constraints: list[Constraint],
     forced: tuple[int, ...],
     generator: torch.Generator | None,
+    uniform: Tensor | None,
     with_scores: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Returns the next token of each row of ids (N, T) and, if requested, its log p, from logits (N, V).
@@ -236,5 +257,5 @@ def _pick(
     log_z = log_normalizer(logits) if with_scores else None  # (N, 1), without renormalization
     for constraint in constraints:
         constraint(logits, ids)
-    tokens = sample(logits, config, generator) if config.do_sample else largest(logits)  # (N,)
+    tokens = sample(logits, config, generator, uniform) if config.do_sample else largest(logits)  # (N,)
     return tokens, None if log_z is None else (plain.gather(1, tokens[:, None]) - log_z)[:, 0]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..kernels.base import KVCache
 from .cached import CachedState
 from .config import GenerationConfig
-from .constraints import build_constraints, forced_token
+from .constraints import Context, build_constraints, forced_token, whole_texts
 from .search import ShouldStop, check_prompt
 from .topk import largest
 
@@ -96,7 +96,12 @@ def rewind(state: CachedState, length: int) -> None:
 
 
 def speculate(
-    model: Any, prompt: Tensor, config: GenerationConfig, guess: Guess, should_stop: ShouldStop | None = None
+    model: Any,
+    prompt: Tensor,
+    config: GenerationConfig,
+    guess: Guess,
+    should_stop: ShouldStop | None = None,
+    context: Context | None = None,
 ) -> Speculated:
     """Continues one prompt by greedy search, with the ids of `mmattn.generate.generate`, in fewer calls of the model.
 
@@ -109,6 +114,7 @@ def speculate(
         config: Generation options, of greedy search.
         guess: Guesses the next ids: `lookup`, or the result of `draft`.
         should_stop: See `mmattn.generate.generate`.
+        context: See `mmattn.generate.generate`.
 
     Raises:
         ValueError: More than one prompt, other searches than greedy, or an attention without a whole cache.
@@ -124,7 +130,9 @@ def speculate(
     if config.do_sample or config.num_beams > 1 or config.num_return_sequences > 1:
         raise ValueError("speculative decoding: expected greedy search, found sampling, beams or several sequences")
     P, room = prompt.shape[1], config.room(prompt.shape[1])
-    constraints, end = build_constraints(config, P), set(config.eos)
+    whole, begins = whole_texts(prompt, None, context)  # (1, T)
+    earlier = whole[0].tolist()[: whole.shape[1] - P]
+    constraints, end = build_constraints(config, begins), set(config.eos)
     ids = prompt[0].tolist()
     accepted = passes = 0
     with torch.inference_mode():
@@ -140,14 +148,14 @@ def speculate(
             for place in range(len(guessed) + 1):
                 scores = logits[place : place + 1]
                 forced = forced_token(config, len(ids), P + room)
-                so_far = torch.tensor([ids], device=prompt.device)
+                so_far = torch.tensor([earlier + ids], device=prompt.device)
                 for constraint in constraints:
                     constraint(scores, so_far)
                 token = forced[0] if forced else int(largest(scores))
                 ids.append(token)
                 ended = token in end or len(ids) == P + room
                 if should_stop is not None and not ended:
-                    ended = bool(should_stop(torch.tensor([ids], device=prompt.device))[0])
+                    ended = bool(should_stop(torch.tensor([earlier + ids], device=prompt.device))[0])
                 if ended:
                     accepted += place
                     return Speculated(ids[P:], accepted, passes)

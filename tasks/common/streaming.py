@@ -23,6 +23,10 @@ class Streaming:
         """Whether `stream_text` yields the answer in parts with these options of `predict`."""
         return False
 
+    def refused_options(self) -> set[str]:
+        """Options of `predict` that this model refuses, whatever their value; the server's page leaves them out."""
+        return set()
+
     def stream_text(self, item: Any, **options: Any) -> Iterator[str]:
         """Yield the text that is generated for one item in parts, as soon as they are known.
 

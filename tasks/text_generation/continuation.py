@@ -23,6 +23,8 @@ class Continuation:
         cut: Number of tokens at the beginning of the prompt that are not read.
         unknown: Parts of the prompt that the tokenizer does not know.
         is_done: Whether the text has ended.
+        first: The first token that is read.
+        generator: The random generator of sampling, which is the text's own.
     """
 
     prompt: list[int]
@@ -32,6 +34,18 @@ class Continuation:
     cut: int = 0
     unknown: list[str] = field(default_factory=list)
     is_done: bool = False
+    first: int = 0
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+    def window(self, most: int) -> list[int]:
+        """The ids that are read next, at most so many; once there are more, those from the last half on.
+
+        What else is in the batch has no influence.
+        """
+        whole = [*self.prompt, *self.ids]
+        if len(whole) - self.first > most:
+            self.first = len(whole) - max(1, most // 2)
+        return whole[self.first :]
 
     def add(
         self, before: Sequence[int], ids: Sequence[int], config: GenerationConfig, should_stop: ShouldStop | None

@@ -40,6 +40,7 @@ class TextSample:
     prompt: str = ""
     log_p: float | None = None  # built-in data: of the text, by the grammar
     origins: list[Origin] = field(default_factory=list)  # built-in data
+    place: int = 0  # of the item in its call: what is sampled depends on the seed and on it
     is_whole: bool = False  # whether the prompt is a conversation with all its special tokens, by a chat template
 
     def pieces(self) -> Iterator[str]:

@@ -46,47 +46,49 @@ class TextGenerationExplanation:
         return f"<section>{''.join(parts)}</section>"
 
 
-def explained(predictor: Any, written: Any, most: int) -> TextGenerationExplanation:
+def explained(predictor: Any, written: Any, prompt: str, is_whole: bool, most: int) -> TextGenerationExplanation:
     """Explains the first words of a continuation.
 
     Args:
         predictor: A `TextGenerationPredictor`.
         written: One of its predictions.
+        prompt: The prompt as it was read, of a conversation by the chat template.
+        is_whole: Whether it has all its special tokens.
         most: Number of words.
     """
-    text = written.prompt + written.text
+    text = prompt + written.text
     tokenizer = predictor.processor.tokenizer
     spans = tokenizer.spans(text)
     words, owners = words_of(text, spans)
-    end = len(written.prompt.rstrip())
+    end = len(prompt.rstrip())
     new = [n for n, (start, _) in enumerate(words) if start >= end or words[n][1] > end + 1][:most]
     found, names = [], []
-    before = predictor.processor.start_ids
+    before = [] if is_whole else predictor.processor.start_ids
     ids = [*before, *tokenizer.encode(text)]
     for number in new:
-        tokens = [place for place, owner in enumerate(owners) if owner == number and spans[place][1] > spans[place][0]]
+        own = [place for place, owner in enumerate(owners) if owner == number]  # white space before it, too
+        tokens = [place for place in own if spans[place][1] > max(spans[place][0], end)]  # a prompt may end in the word
         if not tokens or number == 0:
             continue
         places = [place + len(before) for place in tokens]
         weights = token_relevance(predictor.model.net, ids[-predictor.processor.max_len :], places, len(ids))
-        shown = join_tokens(words[:number], owners[: tokens[0]], weights[len(before) : len(before) + tokens[0]])
+        shown = join_tokens(words[:number], owners[: own[0]], weights[len(before) : len(before) + own[0]])
         start, stop = words[number]
         found.append(Words(text[:stop], words[: number + 1], torch.cat([shown, torch.zeros(1)]), [(start, stop)]))
         names.append(text[start:stop])
     if not found:
-        found, names = [_first_token(predictor, written, before)], ["the first token"]
+        found, names = [_first_token(predictor, prompt, written.text, before)], ["the first token"]
     return TextGenerationExplanation(written, found, names)
 
 
-def _first_token(predictor: Any, written: Any, before: Sequence[int]) -> Words:
+def _first_token(predictor: Any, prompt: str, text: str, before: Sequence[int]) -> Words:
     """The relevance of the prompt's words for the first token of a continuation without words, such as the end."""
     tokenizer = predictor.processor.tokenizer
-    prompt, new = tokenizer.encode(written.prompt), tokenizer.encode(written.text)
-    ids = [*before, *prompt, *(new[:1] or [tokenizer.eos_id])]
+    ids = [*before, *tokenizer.encode(prompt), *(tokenizer.encode(text)[:1] or [tokenizer.eos_id])]
     weights = token_relevance(predictor.model.net, ids[-predictor.processor.max_len :], [len(ids) - 1], len(ids))
-    words, owners = words_of(written.prompt, tokenizer.spans(written.prompt)) if written.prompt.strip() else ([], [])
+    words, owners = words_of(prompt, tokenizer.spans(prompt)) if prompt.strip() else ([], [])
     own = join_tokens(words, owners, weights[len(before) : len(before) + len(owners)])
-    return Words(written.prompt, words, own)
+    return Words(prompt, words, own)
 
 
 def token_relevance(net: Any, ids: Sequence[int], places: Sequence[int], total: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError, is_broken, shorten
-from mmattn.data.text.language import LanguageTokens, token_bytes
+from mmattn.data.seeds import seed_of
+from mmattn.data.text.language import LanguageTokens
 from mmattn.generate import GenerationConfig
+from mmattn.generate.constraints import Context
 from mmattn.generate.speculative import can_rewind, draft, lookup, speculate
 from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.items import mapping_of, name_of
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.text_generation.chat import render
-from mmattn.tasks.text_generation.constrain import Pattern, cut_at, overlap, stopping
+from mmattn.tasks.text_generation.constrain import Limits, Pattern, cut_at, overlap
 from mmattn.tasks.text_generation.continuation import Continuation
 from mmattn.tasks.text_generation.corpus import Block
 from mmattn.tasks.text_generation.data import TextBatch, TextDataset, TextSample
@@ -49,7 +51,8 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
     """Predictor of a language model.
 
     Items are prompts; or mappings with `prompt`, or `messages` of a conversation ("role" and "content" of each, for
-    models with a chat template), and optionally `id`.
+    models with a chat template), and optionally `id`. What is sampled depends on the seed and the place of the item in
+    the call, which `place` replaces, not on other items.
     """
 
     task = "text_generation"
@@ -95,23 +98,24 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         if isinstance(item, Block):
             ids = item.ids().tolist()
             half = max(1, len(ids) // 2)
-            return TextSample(item.id, self._restore(ids[half:], ids[:half]), self._restore(ids[:half]))
+            return TextSample(item.id, self._restore(ids[half:], ids[:half]), self._restore(ids[:half]), place=number)
         if isinstance(item, TextSample):
             if item.prompt or not item.text:
-                return item
+                return replace(item, place=number)
             text = item.whole
             cut = text.rfind(" ", 0, max(len(text) // 2, 1)) + 1
-            return TextSample(item.id, text[cut:], text[:cut])
+            return TextSample(item.id, text[cut:], text[:cut], place=number)
+        place = int(item.get("place", number)) if isinstance(item, Mapping) else number
         if isinstance(item, Mapping) and "messages" in item:
             prompt = self.chat(item["messages"])
-            return TextSample(str(item.get("id", number)), "", prompt, is_whole=True)
+            return TextSample(str(item.get("id", number)), "", prompt, place=place, is_whole=True)
         given = mapping_of(item, "prompt")
         name = name_of(given, number, ("prompt",))
         name = name if isinstance(item, Mapping) and "id" in item else str(number)
         prompt = given["prompt"]
         if not isinstance(prompt, str) or is_broken(prompt):
             raise DataError(f"item {name}", "a prompt of valid Unicode", shorten(prompt))
-        return TextSample(name, "", prompt)
+        return TextSample(name, "", prompt, place=place)
 
     def chat(self, messages: Sequence[Mapping[str, Any]] | str) -> str:
         """Returns the prompt of a conversation by the model's chat template.
@@ -165,6 +169,10 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         if options.get("words", 1) < 1:
             raise ConfigError(f"--words: expected 1 or more, found {options['words']}.")
         return dict(options)
+
+    def refused_options(self) -> set[str]:
+        found = {"lookup": can_rewind(self.model.net.start(1)), "chat": "chat_template" in self.processor.options}
+        return {name for name, can in found.items() if not can}
 
     def predict_batch(
         self, samples: Sequence[TextSample], batch: TextBatch, **options: Any
@@ -252,9 +260,8 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         return "\n".join(said)
 
     @cached_property
-    def _token_bytes(self) -> dict[int, bytes]:
-        tokenizer = self.processor.tokenizer
-        return token_bytes(getattr(tokenizer, "_pieces", None) or tokenizer.tokenizer)
+    def _limits(self) -> Limits:
+        return Limits(self.processor.tokenizer)
 
     def _restore(self, ids: Sequence[int], before: Sequence[int] = ()) -> str:
         """The text of ids that follow others."""
@@ -263,22 +270,28 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         text: str = restore([*tail, *ids])
         return text[len(start) :]
 
+    def _read(self, sample: TextSample, wanted: Wanted) -> tuple[str, bool]:
+        """The prompt as it is read, and whether it has all its special tokens: that of a chat template has."""
+        is_chat = wanted.chat and not sample.is_whole
+        return self.chat(sample.prompt) if is_chat else sample.prompt, is_chat or sample.is_whole
+
     def _begun(self, sample: TextSample, wanted: Wanted) -> Continuation:
         """A continuation without tokens; the prompt is cut if it is too long, or refused.
 
         Raises:
             DataError: The prompt is too long, and not to be cut.
         """
-        prompt = self.chat(sample.prompt) if wanted.chat and not sample.is_whole else sample.prompt
-        ids = self.processor.prompt_ids(prompt, is_whole=wanted.chat or sample.is_whole)
+        prompt, is_whole = self._read(sample, wanted)
+        ids = self.processor.prompt_ids(prompt, is_whole=is_whole)
         most, unknown = self.processor.max_len, self._unknown(prompt)
+        generator = torch.Generator().manual_seed(seed_of(wanted.seed, 0, sample.place))
         if len(ids) <= most:
-            return Continuation(ids, unknown=unknown)
+            return Continuation(ids, unknown=unknown, generator=generator)
         if wanted.on_long != CUT:
             raise DataError(f"item {sample.id}", f"a prompt of at most {most} tokens", f"one of {len(ids)}")
         kept = max(1, most - min(wanted.new_tokens, most // 2))
         self.cut += 1
-        return Continuation(ids[-kept:], cut=len(ids) - kept, unknown=unknown)
+        return Continuation(ids[-kept:], cut=len(ids) - kept, unknown=unknown, generator=generator)
 
     def _unknown(self, prompt: str) -> list[str]:
         """The characters or words of a prompt without a token of their own, which are counted for `remark`."""
@@ -299,22 +312,23 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         last half of it.
         """
         most, left = self.processor.max_len, wanted.new_tokens
-        generator = torch.Generator(self.device).manual_seed(wanted.seed)
         while left > 0:
             live = [row for row in rows if not row.is_done]
             if not live:
                 return
-            given = [[*row.prompt, *row.ids] for row in live]
-            given = [ids if len(ids) <= most else ids[-max(1, most // 2) :] for ids in given]
-            longest = max(map(len, given))
-            room = min(left, max(1, most + 1 - longest))
+            given = [row.window(most) for row in live]
+            room = min(left, max(1, most + 1 - max(map(len, given))))
             config = wanted.config(self.processor, room)
-            keywords: dict[str, Any] = {"generator": generator}
+            keywords: dict[str, Any] = {"generator": [row.generator for row in live]}
+            ids, mask = self._padded([[*row.prompt, *row.ids] for row in live])
+            context = keywords["context"] = Context(
+                ids.masked_fill(~mask, -1), len(live[0].ids)
+            )  # all are of one length
             if wanted.stops:
-                keywords["should_stop"] = stopping(wanted.stops, self._token_bytes)
+                keywords["should_stop"] = self._limits.stopping(wanted.stops)
             if wanted.pattern is not None:
-                begun = live[0].ids  # of a single row, unless all have none
-                keywords["constraints"] = [Pattern(wanted.pattern, self._token_bytes, config.eos[0], longest, begun)]
+                index = self._limits.automaton(wanted.pattern, config.eos[0])
+                keywords["constraints"] = [Pattern(index, config.eos[0], ids.shape[1] - context.new)]
             yield config, given, keywords
             left -= room
 
@@ -330,9 +344,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
 
     def _write(self, rows: Sequence[Continuation], wanted: Wanted) -> None:
         """Continue rows, in place."""
-        longest = max(len(row.prompt) for row in rows)
-        rounds = longest + wanted.new_tokens > self.processor.max_len + 1  # several, in which patterns go on
-        if len(rows) > 1 and (not self.model.net.pads_left or (rounds and wanted.pattern is not None)):
+        if len(rows) > 1 and not self.model.net.pads_left:
             for row in rows:
                 self._write([row], wanted)
             return
@@ -356,7 +368,7 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         guess = lookup if self.draft_model is None else draft(self.draft_model.net)
         for config, (ids,), keywords in self._rounds([row], wanted):
             stops = keywords.get("should_stop")
-            found = speculate(self.model.net, torch.tensor([ids], device=self.device), config, guess, stops)
+            found = speculate(self.model.net, self._padded([ids])[0], config, guess, stops, keywords["context"])
             row.add(ids, found.ids, config, stops)
         row.log_p = None
 
@@ -375,7 +387,8 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
         """
         with torch.inference_mode():
             written = self.predict_batch(samples, batch, **options)
-        return [explained(self, one, words) for one in written]
+        read = [self._read(sample, Wanted.of(options)) for sample in samples]
+        return [explained(self, one, *prompt, words) for one, prompt in zip(written, read, strict=True)]
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Export one program of prompts and steps alike, with the cache as flat tensors."""

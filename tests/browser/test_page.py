@@ -96,6 +96,33 @@ def test_the_answer_is_that_of_the_server(task: str, server: str, page: Any) -> 
     assert not page.errors
 
 
+def test_explanations_have_the_options_of_the_page(server: str, page: Any) -> None:
+    """Those that explain takes, and its own; options that a model refuses are not shown."""
+    sent = {}
+    page.on("request", lambda one: sent.update({one.url.rpartition("/")[2]: one.post_data_buffer or b""}))
+    page.goto(f"{server}/#text_generation/demo")
+    page.fill("#field-prompt", "the old cat")
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    for name, value in {"temperature": "1.5", "seed": "3", "max_new_tokens": "5", "words": "2"}.items():
+        page.fill(f"#option-{name}", value)
+    assert not page.query_selector("#option-chat")
+    page.click("#ask")
+    assert answer(page)
+    page.wait_for_selector("#picture:not([hidden])")
+    for name in ("temperature", "seed", "max_new_tokens"):
+        assert all(f'name="{name}"'.encode() in sent[command] for command in ("predict", "explain"))
+    assert b'name="words"' in sent["explain"]
+    assert b'name="words"' not in sent["predict"]
+    assert not page.errors
+
+
+def test_a_model_without_examples_says_so(page: Any) -> None:
+    with serving([ServedModel("own", Echo(), examples=[])]) as address:
+        page.goto(address)
+        page.get_by_text("serve --examples PATH gives some").wait_for()
+    assert not page.errors
+
+
 def test_own_files_texts_and_options(server: str, page: Any, tmp_path: Path) -> None:
     from PIL import Image
 

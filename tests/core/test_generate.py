@@ -100,6 +100,19 @@ def test_sample_scores_equal_teacher_forcing(model, source):
     assert len({tuple(tokens) for several in found.tokens() for tokens in several}) > len(source[0])
 
 
+def test_own_generators_make_samples_independent(model, source):
+    """A sentence's samples are those that it has alone, also where others end earlier."""
+    ids, key_mask = source
+    options = config(do_sample=True, temperature=3.0, top_p=0.95, eos_token_id=[35, 27, 31], num_return_sequences=2)
+    seeded = lambda b: torch.Generator().manual_seed(b)  # noqa: E731
+    together = model.generate(ids, key_mask, options, generator=[seeded(b) for b in range(6)])
+    assert len(set(together.lengths.flatten().tolist())) > 1
+    for b in range(6):
+        alone = model.generate(ids[b : b + 1, : key_mask[b].sum()], None, options, generator=[seeded(b)])
+        assert alone.tokens()[0] == together.tokens()[b]
+    refused("one of each of 6 sentences, found 1", model.generate, ids, key_mask, options, generator=[seeded(0)])
+
+
 def test_beam_of_one_is_greedy(model, source):
     greedy = model.generate(*source, config())
     with torch.inference_mode():
@@ -237,6 +250,9 @@ def test_sampling_distribution(name):
     assert (found - expected).abs().max() < 0.01
     again = sample(p.log().expand(40_000, -1), config, torch.Generator().manual_seed(0))
     assert torch.equal(drawn, again)
+    uniform = torch.linspace(0, 1, 40_001, dtype=torch.float64)[:-1]
+    inverse = sample(p.log().expand(40_000, -1), config, uniform=uniform)
+    assert torch.allclose(inverse.bincount(minlength=6) / 40_000, expected, atol=1e-4)
 
 
 def test_banned_tokens():

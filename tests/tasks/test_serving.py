@@ -79,7 +79,23 @@ def test_options_reach_the_predictor(server: tuple[str, dict[str, ServedModel]])
     # What writes files of the server is no option of a request.
     names = [option["name"] for option in models["segmentation/demo"].describe()["options"]]
     assert "masks" not in names
+    found = models["text_generation/demo"].describe()
+    named = {kind: {option["name"] for option in found[kind]} for kind in ("options", "explain_options")}
+    assert named["explain_options"] - named["options"] == {"words"}
+    assert "chat" not in named["options"], "what the model refuses is not offered"
+    assert "lookup" in named["options"]
     assert "overlays" not in names
+
+
+def test_samples_do_not_depend_on_who_asks_besides(server: tuple[str, dict[str, ServedModel]]) -> None:
+    address, models = server
+    options = {"temperature": 1.0, "max_new_tokens": 12}
+    body = {"model": "text_generation/demo", "items": ["the old cat", "the dogs"], "options": options}
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: request(address, "/predict", body).json["results"], range(4)))
+    model = models["text_generation/demo"].predictor
+    expected = [model("the old cat", **options).text, model.predict(["a", "the dogs"], **options)[1].text]
+    assert all([one["prediction"]["text"] for one in results] == expected for results in found)
 
 
 def test_a_wrong_field_of_a_form_is_no_option() -> None:

@@ -15,7 +15,7 @@ from mmattn.data.errors import DataError
 from mmattn.data.text.language import LanguageTokens, token_bytes
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.text_generation.chat import render
-from mmattn.tasks.text_generation.constrain import Pattern, cut_at, of_choices, stopping
+from mmattn.tasks.text_generation.constrain import Limits, Pattern, compiled, cut_at, of_choices, stopping
 from mmattn.tasks.text_generation.metrics import LanguageMetric
 from mmattn.tasks.text_generation.model import TextGenerationHead, TextGenerationModel
 from mmattn.tasks.text_generation.options import Wanted
@@ -179,14 +179,38 @@ def test_texts_are_cut_at_stop_strings() -> None:
 
 def test_patterns() -> None:
     pytest.importorskip("outlines_core")
-    pattern = Pattern(of_choices(["yes", "no."]), BYTES, TOKENS.eos_id, 2)
+    pattern = Pattern(compiled(of_choices(["yes", "no."]), BYTES, TOKENS.eos_id), TOKENS.eos_id, 2)
     for text, allowed in (("", {b"y", b"n"}), ("ye", {b"s"}), ("no.", {b""})):
         ids = torch.tensor([[4, 5, *TOKENS.encode(text)]])
         scores = torch.zeros(1, TOKENS.vocab_size)
         pattern(scores, ids)
         found = {BYTES.get(int(token), b"")[:1] for token in (scores[0] == 0).nonzero()}
         assert found == allowed
-    refused("--regex: expected an expression", Pattern, "(", BYTES, TOKENS.eos_id, 0, error=ConfigError)
+    refused("--regex: expected an expression", compiled, "(", BYTES, TOKENS.eos_id, error=ConfigError)
+
+
+@pytest.mark.parametrize(("pattern", "limit"), [("(y|e)*y(y|e){24}", "SECONDS"), ("((y{1,99}){1,99}){1,99}", "MEMORY")])
+def test_patterns_of_too_many_states_are_refused(pattern: str, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("outlines_core")
+    monkeypatch.setattr(f"mmattn.tasks.text_generation.constrain.{limit}", 0.5 if limit == "SECONDS" else 1 << 27)
+    refused("use shorter repetitions or fewer alternatives", compiled, pattern, BYTES, 3, error=ConfigError)
+
+
+def test_stop_strings_and_patterns_of_words() -> None:
+    """Of texts as they are restored: with spaces between words, and without them at the ends of lines."""
+    tokens = LanguageTokens.fit(lambda: ["the cat sat.\n\nthe dog ran.\n"], "word")
+    limits = Limits(tokens)
+    for text in ("the cat sat.", "cat sat.\n\nthe dog", "the dog ran.\nthe cat"):
+        for stop in ("the cat", "at s", "dog ran.\nthe", ".\n\n", "\n\nthe d", "the  cat", "\nthe cat"):
+            ids = torch.tensor([tokens.encode(text)])
+            found = [bool(limits.stopping([stop])(ids[:, :end])[0]) for end in range(1, ids.shape[1] + 1)]
+            assert any(found) == (stop in text), (text, stop)
+    pytest.importorskip("outlines_core")
+    for pattern, text in ((of_choices(["the cat", "a dog"]), "the cat"), ("( [a-z]+){2}", "dog cat")):
+        state = limits.automaton(pattern, tokens.eos_id).get_initial_state()
+        for token in tokens.encode(text):
+            state = limits.automaton(pattern, tokens.eos_id).get_next_state(state, token)
+        assert limits.automaton(pattern, tokens.eos_id).is_final_state(state)
 
 
 @pytest.mark.parametrize(

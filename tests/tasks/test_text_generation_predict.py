@@ -66,6 +66,38 @@ def test_batched_equals_alone(writer: TextGenerationPredictor) -> None:
         assert all(one.score is not None and one.score < 0 for one in together)
 
 
+def test_samples_are_independent_of_other_items(writer: TextGenerationPredictor) -> None:
+    """They depend on the seed and the place of the item: not on the batch, nor on the other prompts."""
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 5, "max_new_tokens": 10}
+    same = writer.predict(["the cat"] * 4, **options)
+    assert len({one.text for one in same}) == 4
+    prompts = ["a", "the cat", "the mat. the", "the dog"]
+    texts = [one.text for one in writer.predict(prompts, **options)]
+    assert texts == [one.text for one in writer.predict(prompts, batch_size=1, **options)]
+    assert texts[1] == same[1].text
+    assert texts[0] == writer("a", **options).text == "".join(writer.stream_text("a", **options))
+    items = [{"prompt": prompt, "place": place} for place, prompt in reversed(list(enumerate(prompts)))]
+    assert texts[::-1] == [one.text for one in writer.predict(items, **options)]
+    assert texts != [one.text for one in writer.predict(prompts, **{**options, "seed": 6})]
+
+
+def test_penalties_count_the_whole_text(writer: TextGenerationPredictor) -> None:
+    """Also the tokens that are no longer read; and the other prompts do not move the window of what is."""
+    prompts = ["the cat sat on", "the", "the mat. the d"]
+    for options in ({"presence_penalty": 1e4}, {"repetition_penalty": 1e4, "presence_penalty": 1e-3}):
+        given: dict[str, Any] = {"max_new_tokens": 12, **options}
+        found = writer.predict(prompts, **given)
+        assert len(found[0].text) > 3, "more than the model reads with the prompt"
+        if options["presence_penalty"] > 1:
+            assert all(len(set(one.text)) == len(one.text) for one in found)
+        for prompt, one in zip(prompts, found, strict=True):
+            assert writer(prompt, **given).text == writer(prompt, lookup=True, **given).text == one.text
+            assert "".join(writer.stream_text(prompt, **given)) == one.text
+    for options in ({}, {"temperature": 1.0}, {"num_beams": 2}, {"no_repeat_ngram_size": 2}):
+        together = [one.text for one in writer.predict(prompts, max_new_tokens=40, **options)]
+        assert together == [one.text for one in writer.predict(prompts, 1, max_new_tokens=40, **options)]
+
+
 def test_speculation_gives_the_same_text(writer: TextGenerationPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also beyond the length that the model reads at once, and after a prompt of this length."""
     expected = {}
@@ -175,6 +207,10 @@ def test_public_folders(family: str, tmp_path: Path) -> None:
         row = ours._begun(ours.to_sample(item, 0), Wanted(chat=item == "hi"))
         assert row.prompt == expected, "without a second prefix"
     assert ours("hi", chat=True, max_new_tokens=3).text == ours({"messages": messages}, max_new_tokens=3).text
+    told = [ours.explain("hi", chat=True, max_new_tokens=6), ours.explain({"messages": messages}, max_new_tokens=6)]
+    assert all(words.text.startswith(ours.chat("hi")) for one in told for words in one.words), "of what is read"
+    for mine, same in zip(*(one.words for one in told), strict=True):
+        assert torch.equal(mine.weights, same.weights)
     other = load(ours.save(tmp_path / "saved"), device="cpu")
     assert other("the cat", max_new_tokens=6).text == ours("the cat", max_new_tokens=6).text
 

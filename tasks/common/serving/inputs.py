@@ -29,7 +29,7 @@ RANGES: dict[str, tuple[float, float]] = {
 RANGES |= dict.fromkeys(("max_len", "max_new_tokens"), (1, 1024)) | dict.fromkeys(("window", "stride"), (0.5, 60))
 RANGES |= dict.fromkeys(("top_p", "min_p"), (0, 1))
 WRITES = ("DIR", "PATH")  # metavars of options that name files of this machine
-ID = "id"
+ID, PLACE = "id", "place"  # of an item; its place in the request
 AUTO = "auto"
 LONGEST_ID = 200
 

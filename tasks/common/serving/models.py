@@ -76,6 +76,10 @@ class ServedModel:
         found = (example_of(self.predictor, self.fields, item) for item in islice(given, EXAMPLES))
         return [item for item in found if item is not None]
 
+    def _options(self, command: str) -> list[dict[str, Any]]:
+        refused = self.predictor.refused_options()
+        return [_described(option) for option in request_options(self.task, command) if option.name not in refused]
+
     def describe(self) -> dict[str, Any]:
         """What the page and other clients need to know of the model."""
         return {
@@ -84,7 +88,8 @@ class ServedModel:
             "title": self.task.title.partition(":")[0],
             "about": self.about,
             "fields": [_described(option) for option in self.fields],
-            "options": [_described(option) for option in request_options(self.task)],
+            "options": self._options("predict"),
+            "explain_options": self._options("explain"),
             "streams": self.streams,
             "explains": self.explains,
             "labels": self.predictor.labels if len(self.predictor.labels or ()) <= 100 else None,

@@ -35,9 +35,8 @@ function body(command) {
     if (value) form.append(field.name, value);
     else if (field.required) throw new Error(`${words(field.name)} is missing.`);
   }
-  if (command === "explain") return form;
-  form.append("stream", "auto");
-  for (const option of model.options) {
+  if (command === "predict") form.append("stream", "auto");
+  for (const option of command === "explain" ? model.explain_options : model.options) {
     const input = $(`option-${option.name}`);
     const value = option.type !== "bool" ? input.value : input.checked ? "true" : "";
     if (value) form.append(option.name, value);
@@ -142,10 +141,11 @@ function choose(name) {
   $("title").textContent = model.title;
   $("about").textContent = `${model.model}${model.about ? ` ${model.about}.` : ""}`;
   $("fields").replaceChildren(...model.fields.flatMap(fieldRow));
-  const rows = model.options.map(optionRow), rest = rows.splice(rows.length > COMMON + 1 ? COMMON : rows.length).flat();
+  const named = new Map([...model.options, ...(model.explains ? model.explain_options : [])].map((one) => [one.name, one]));
+  const rows = [...named.values()].map(optionRow), rest = rows.splice(rows.length > COMMON + 1 ? COMMON : rows.length).flat();
   const others = element("details", {}, element("summary", { textContent: "More options" }), ...rest);
   $("options").replaceChildren(...rows.flat(), ...(rest.length ? [others] : []));
-  $("more").hidden = !model.options.length;
+  $("more").hidden = !named.size;
   $("explain").parentElement.hidden = !model.explains;
   $("ask").disabled = false;
   clear();
@@ -173,7 +173,8 @@ async function examples(own) {
   const { items } = await (await call(`examples?model=${encodeURIComponent(own.model)}`)).json();
   if (own !== model) return;
   $("examples").replaceChildren(...items.map((item, number) => exampleButton(own, item, number + 1)));
-  $("shown").hidden = !items.length;
+  if (!items.length) $("examples").append("This model has none; serve --examples PATH gives some.");
+  $("shown").hidden = false;
 }
 
 function exampleButton(own, item, number) {

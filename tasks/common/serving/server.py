@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from mmattn.data.errors import UserError, nearest, shorten
 from mmattn.tasks.common.serving.batching import Job, QueueFullError, StoppedError
 from mmattn.tasks.common.serving.bodies import Bodies
-from mmattn.tasks.common.serving.inputs import Asked, RequestError, check_item, check_options, request_options
+from mmattn.tasks.common.serving.inputs import PLACE, Asked, RequestError, check_item, check_options, request_options
 from mmattn.tasks.common.serving.models import ServedModel
 from mmattn.tasks.common.serving.options import Limits
 
@@ -95,7 +95,7 @@ class Server:
         items: list[Any] = []
         for number, item in enumerate(asked.items):
             try:
-                items.append(check_item(model.fields, item, number))
+                items.append(check_item(model.fields, item, number) | {PLACE: number})
             except RequestError as error:
                 items.append(error)
         return model, asked, items
