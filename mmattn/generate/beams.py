@@ -130,9 +130,8 @@ def beam_search(
         staying = ~finished.settle(live, log_p[:, :, 0], t + 1)
         if t + 1 == room or not staying.any():
             break
-        ids = histories.gather(2, places[..., None].expand(-1, -1, -1, whole.shape[1] + t + 1)).flatten(
-            1, 2
-        )  # (b, G k, T)
+        chosen = places[..., None].expand(-1, -1, -1, histories.shape[-1])
+        ids = histories.gather(2, chosen).flatten(1, 2)  # (b, G k, T)
         first_rows = torch.arange(len(live), device=device)[:, None] * running.shape[1]
         rows = beams.gather(2, places).flatten(1) + first_rows  # (b, G k)
         running = log_p.flatten(1)  # (b, G k)

@@ -18,7 +18,7 @@ from mmattn.data.errors import shorten
 from mmattn.data.text.language import LanguageTokens, token_bytes
 from mmattn.tasks.common.errors import ConfigError
 
-SECONDS, MEMORY = 5, 2 << 30  # in which an expression is compiled, since small ones may have billions of states
+SECONDS, MEMORY = 20, 2 << 30  # in which an expression is compiled, since small ones may have billions of states
 KEPT = 8  # automata
 COMPILER = """
 import contextlib, pickle, sys
