@@ -198,7 +198,10 @@ class MultiHeadAttention(nn.Module):
             raise ValueError("in self-attention query_pos is added to queries and keys: omit key_pos")
         q, k, v = self._project(query, key, value, query_pos, key_pos, cache)
         if self.rotary is not None:
-            q, k = self.rotary(q, k, 0 if cache is None else cache.length)
+            offset: int | Tensor = 0 if cache is None else cache.length
+            if mask is not None and mask.offset is not None:
+                offset = mask.offset[:, None]  # (B, 1, L)
+            q, k = self.rotary(q, k, offset)
         out = self.kernel(q, k, v, mask, cache.state if isinstance(cache, CrossCache) else cache)  # (B, h, L, d_v)
         return self.out_proj(out.transpose(1, 2).flatten(2))  # (B, L, E)
 

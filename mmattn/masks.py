@@ -59,6 +59,7 @@ class Mask:
     is_causal: bool = False  # bottom-right aligned
     bias: Bias | None = None  # additive, per head; set through with_bias
     global_mask: Tensor | None = None  # (B, S) bool, tokens that attend to all tokens and are attended to by all
+    offset: Tensor | None = None  # (B, L) long, added to 0 .. L - 1 by rotary positions; None: those of one text
     _combined: dict[Any, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
     _added: dict[Any, tuple[Tensor | None, bool]] = field(default_factory=dict, init=False, repr=False, compare=False)
 

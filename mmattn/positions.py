@@ -227,7 +227,7 @@ class Rotary(nn.Module):
         Args:
             q: (B, h, L, d).
             k: (B, h_kv, L, d).
-            offset: Number of tokens in the cache before these.
+            offset: Number of tokens in the cache before these; or (B, 1, L), positions minus 0 .. L - 1.
 
         Returns:
             The rotated q and k.
@@ -271,7 +271,7 @@ class Rotary(nn.Module):
         return lowered + kept * (rates - lowered)
 
     def _angles(self, q: Tensor, offset: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Returns cosine and sine of each position's angles: (L, d/2) both."""
+        """Returns cosine and sine of each position's angles: (L, d/2) both, or (B, 1, L, d/2) where offset has rows."""
         L = q.shape[-2]
         is_known = isinstance(L, int) and isinstance(offset, int) and not torch.compiler.is_compiling()
         place = (L, offset, q.device, q.dtype, torch.is_inference_mode_enabled()) if is_known else None
@@ -280,7 +280,7 @@ class Rotary(nn.Module):
             return last[1]
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32  # half precision cannot count past 256
         positions = (torch.arange(L, device=q.device) + offset).to(wide)
-        angles = positions[:, None] * self.rates(q.device, wide)  # (L, d/2)
+        angles = positions[..., None] * self.rates(q.device, wide)
         size = 1.0 if self.scaling is None else self.scaling.get("attention_factor", 1.0)
         found = (size * angles.cos()).to(q.dtype), (size * angles.sin()).to(q.dtype)
         if place is not None:

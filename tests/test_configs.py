@@ -88,11 +88,14 @@ def test_every_config_trains(name: str, tmp_path: Path, request: pytest.FixtureR
         request.getfixturevalue("real_data")
         given = CONFIGS[name].get("init_from")
         for weights in given.values() if isinstance(given, dict) else filter(None, [given]):
-            if weights.startswith("runs/"):  # of another configuration, whose public weights stand in for it
-                folders = {config["trainer"].get("default_root_dir"): config for config in CONFIGS.values()}
-                weights = folders[weights.removesuffix("/model")]["init_from"]
-                options += f" --init_from {weights}"
-            public_weights(weights)
+            if not weights.startswith("runs/"):
+                public_weights(weights)
+                continue
+            folders = {config["trainer"].get("default_root_dir"): name for name, config in CONFIGS.items()}
+            before = folders[weights.removesuffix("/model")]  # the configuration that trains them
+            public_weights(CONFIGS[before]["init_from"])
+            fit(before, tmp_path / "before", options)
+            options += f" --init_from {tmp_path / 'before' / 'model'}"
     else:  # one step needs as little built-in data as a tiny run, whose first option is the size
         options += " " + " ".join(tasks()[task].tiny.split()[:2])
     fit(name, tmp_path / "run", options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from ..relative import RelativeAttention
 from .causal_step import can_flatten, flatten
 
 POSITIONS = ("rotary", "learned", "sinusoidal", "relative", "none")
-# Kernels whose scores depend on the distance of rotary positions alone; others see padding at the left as a shift.
+# Kernels whose scores depend on the distance of rotary positions alone; for others padding at the left is a shift, and
+# positions are those within each document.
 RELATIVE = ("dense", "sliding_window", "cosine", "sigmoid", "adaptive_span")
 STD = 0.02  # of initial weights (Radford et al. 2019)
 
@@ -257,14 +259,14 @@ class CausalLM(CausalModel):
             raise ValueError(f"{self.kind} attention with rotary positions: expected texts without padding at the left")
         pairs = None if documents is None else (documents[:, :, None] == documents[:, None])[:, None]  # (B, 1, L, L)
         mask = Mask(key_mask, pairs, is_causal=True)
-        if self.positions is None or (key_mask is None and documents is None):
-            return mask, 0
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        if documents is not None:
+        if documents is not None and (self.positions is not None or not self.pads_left):
             new = torch.ones_like(documents, dtype=torch.bool)
             new[:, 1:] = documents[:, 1:] != documents[:, :-1]
-            return mask, -torch.where(new, places, 0).cummax(1).values  # (B, L): minus each document's beginning
-        assert key_mask is not None
+            offset = -torch.where(new, places, 0).cummax(1).values  # (B, L): minus each document's beginning
+            return (mask, offset) if self.positions is not None else (replace(mask, offset=offset), 0)
+        if self.positions is None or key_mask is None:
+            return mask, 0
         return mask, (key_mask.cumsum(1) - 1).clamp_min(0) - places  # (B, L)
 
     def hidden_states(self, input_ids: Tensor, key_mask: Tensor | None = None) -> list[Tensor]:

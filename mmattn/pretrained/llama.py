@@ -27,6 +27,7 @@ LAYERS: Table = {
     "norm.weight": "decoder.norm.weight",
     "lm_head.weight": "output.weight",
 }
+WINDOW = 4096  # tokens, theirs where config.json has no sliding_window
 SCALINGS = {  # names of the options of `mmattn.Rotary` for each rope_type
     "linear": {"factor": "factor"},
     "llama3": {
@@ -53,8 +54,8 @@ def convert_llama(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Con
 
 
 def convert_mistral(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted:
-    """Mistral (Jiang et al. 2023): Llama with a sliding window, if config.json has one."""
-    window = config.get("sliding_window")
+    """Mistral (Jiang et al. 2023): Llama with a sliding window, which is theirs by default, and none if it is null."""
+    window = config.get("sliding_window", WINDOW)
     layers = range(read(config, "num_hidden_layers")) if window else ()
     return _convert(config, state, kv=8, local=layers, window=window)
 
@@ -78,7 +79,7 @@ def _windows(config: Mapping[str, Any]) -> dict[str, Any]:
     layers, first = read(config, "num_hidden_layers"), read(config, "max_window_layers", 28)
     kinds = config.get("layer_types") or ["sliding_attention" if n >= first else "" for n in range(layers)]
     local = [number for number, kind in enumerate(kinds) if kind == "sliding_attention"]
-    return {"local": local, "window": read(config, "sliding_window", 4096)}
+    return {"local": local, "window": read(config, "sliding_window", WINDOW)}
 
 
 def _convert(

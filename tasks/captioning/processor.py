@@ -24,7 +24,7 @@ from mmattn.generate import GenerationConfig
 from mmattn.tasks.captioning.data import CaptionBatch, CaptionDataset, CaptionSample, Grounding, move_groundings
 from mmattn.tasks.common.images import resized
 from mmattn.tasks.common.options import check_search
-from mmattn.tasks.common.seq2seq.processor import LIMITS, check_kept, encode_targets
+from mmattn.tasks.common.seq2seq.processor import LIMITS, check_kept, encode_targets, known_options
 
 # Spaces that the tokens have and the text has not: around apostrophes and hyphens, and before other punctuation.
 _SPACE = re.compile(r" (?=[.,;:!?])|(?<=\w) (?=['’] ?(?:s|t|re|ve|ll|m|d)\b)|(?<=['’]) (?=(?:s|t|re|ve|ll|m|d)\b)")
@@ -189,8 +189,7 @@ class CaptionProcessor(Processor[CaptionSample, CaptionBatch]):
             ConfigError: A keyword would change the tokenizer.
         """
         given = {key: value for key, value in given.items() if value is not None}
-        known = {"tokenizer": self.target.kind, "vocab_size": self.target.vocab_size}
-        check_kept(known | {"lowercase": getattr(self.target, "lowercase", False)}, given)
+        check_kept(known_options(self.target), given)
         other = copy.copy(self)
         other.image = resized(self.image, given)
         other.max_target_len = given.get("max_target_len", self.max_target_len)

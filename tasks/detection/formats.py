@@ -79,7 +79,7 @@ def _open_folder(path: Path, split: str, root: str | Path | None, labeled: bool,
         return read_coco(jsons[0], root, labeled, problems)
     if (path / "images").is_dir() and ((path / "labels").is_dir() or find_yaml(path)):
         return read_yolo(path, split, root, problems)
-    if any(file.suffix in YAML for file in path.iterdir()) and find_yaml(path):
+    if any(file.suffix.lower() in YAML for file in path.iterdir()) and find_yaml(path):
         return read_yolo(path, split, root, problems)
     if files_below(path, (".xml",)):
         return None, read_voc(path, root, problems)

@@ -54,7 +54,7 @@ def read_yolo(path: Path, split: str, root: str | Path | None, problems: Problem
 def find_yaml(folder: Path) -> Path | None:
     """The file of the classes in a folder or above it: data.yaml, or another that has names."""
     for place in (folder, folder.parent):
-        files = sorted(file for file in place.iterdir() if file.suffix in YAML) if place.is_dir() else []
+        files = sorted(file for file in place.iterdir() if file.suffix.lower() in YAML) if place.is_dir() else []
         files.sort(key=lambda file: file.stem != "data")
         found = next((file for file in files if file.stem in ("data", "dataset") or _has_names(file)), None)
         if found is not None:

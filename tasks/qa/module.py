@@ -27,10 +27,10 @@ class QADataModule(TaskDataModule[QADataset, QAProcessor]):
     """Data module of questions about texts.
 
     Args:
-        tokenizer: Tokenizer of the texts: word, bpe or unigram; that of a public model is kept.
-        vocab_size: Maximum size of the vocabulary.
-        min_count: Minimum number of occurrences of a word in the training texts.
-        lowercase: Lower-case all texts.
+        tokenizer: Tokenizer of the texts: word, bpe or unigram; none: word, or that of `init_from`.
+        vocab_size: Maximum size of the vocabulary; none: 10,000.
+        min_count: Minimum number of occurrences of a word in the training texts; none: 1.
+        lowercase: Lower-case all texts; none: true, or as `init_from` does.
         max_len: Maximum number of tokens of a question with its context; longer contexts are divided into overlapping
             windows. None: 384, or that of `init_from`.
         stride: Number of tokens that neighboring windows share; none: 128, or that of `init_from`.
@@ -44,10 +44,10 @@ class QADataModule(TaskDataModule[QADataset, QAProcessor]):
 
     def __init__(
         self,
-        tokenizer: Literal["word", "bpe", "unigram"] = "word",
-        vocab_size: int = 10_000,
-        min_count: int = 1,
-        lowercase: bool = True,
+        tokenizer: Literal["word", "bpe", "unigram"] | None = None,
+        vocab_size: int | None = None,
+        min_count: int | None = None,
+        lowercase: bool | None = None,
         max_len: int | None = None,
         stride: int | None = None,
         max_answer_len: int | None = None,

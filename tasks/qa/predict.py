@@ -346,7 +346,8 @@ class QAPredictor(Predictor[Item, QAPrediction]):
 
         batch, length = Dim("batch", max=4096), Dim("length", max=self.model.max_len)
         dynamic = {name: {0: batch, 1: length} for name in ("input_ids", "key_mask", "token_types")}
-        examples = [self._example(2, 19), self._example(1, 13), self._example(5, 24)]
+        sizes = ((2, 19), (1, 13), (5, 24))
+        examples = [self._example(batch, min(size, self.model.max_len)) for batch, size in sizes]
         return export_model(self.model, examples, dynamic, folder, "qa", formats)
 
     def _example(self, batch: int, length: int) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from mmattn.data.text.pair import windows
 from mmattn.data.text.pretrained import load_tokenizer
 from mmattn.data.text.processor import TokenProcessor
 from mmattn.data.text.tokenizer import TextProcessor, TokenIds, pad_rows
+from mmattn.tasks.common.seq2seq.processor import check_kept, known_options
 from mmattn.tasks.qa.data import Answer, QABatch, QADataset, QASample, Window
 
 MIN_ROOM = 8  # tokens of a context, at least, in each window
@@ -85,6 +86,7 @@ class QAProcessor(TokenProcessor[QASample, QABatch]):
         return cls(text, **options, threshold=0.0 if has_null else None)
 
     def retarget(self, train: QADataset, given: Mapping[str, Any]) -> QAProcessor:
+        check_kept(known_options(self.tokenizer), given)
         has_null = any(sample.answers == [] for sample in train.samples)
         names = ("max_len", "stride", "max_answer_len")
         kept = {name: getattr(self, name) if given.get(name) is None else given[name] for name in names}

@@ -166,7 +166,7 @@ class TextDataset(SampleDataset[TextSample]):
             if (
                 self.kinds[""] == TEXT
                 and not self.given
-                and (isinstance(path, Table) or as_path(path).suffix in TABLES)
+                and (isinstance(path, Table) or as_path(path).suffix.lower() in TABLES)
             ):
                 header = next((row for _, _, row in read_rows(path, Problems("skip"))), {})
                 self.reasons[""] += f" (columns: {', '.join(map(str, header))}; --data.columns.label names another)"

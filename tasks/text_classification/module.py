@@ -51,10 +51,10 @@ class TextClassificationDataModule(TaskDataModule[TextDataset, TextClassificatio
             (none); None: read off the training data, and said.
         columns: Names of the file's columns by those that are expected, such as `{label: relatedness}`; of CoNLL-U the
             tags, `{tags: xpos}`.
-        tokenizer: Tokenizer of the texts: word, bpe or unigram; that of a public model is kept.
-        vocab_size: Maximum size of the vocabulary.
-        min_count: Minimum number of occurrences of a word in the training texts.
-        lowercase: Lower-case all texts.
+        tokenizer: Tokenizer of the texts: word, bpe or unigram; none: word, or that of `init_from`.
+        vocab_size: Maximum size of the vocabulary; none: 10,000.
+        min_count: Minimum number of occurrences of a word in the training texts; none: 1.
+        lowercase: Lower-case all texts; none: true, or as `init_from` does.
         max_len: Maximum number of tokens of a text or a pair. None: 128, or that of `init_from`.
         temperature: Of several tasks, each is drawn in proportion to its samples' number to the power 1 / temperature.
         augment: Keywords of `TextAugment` (`augment.py`) for training texts; none: no augmentation.
@@ -72,10 +72,10 @@ class TextClassificationDataModule(TaskDataModule[TextDataset, TextClassificatio
         test: Paths = None,
         kind: Literal["single_label", "multi_label", "regression", "tagging", "text"] | None = None,
         columns: dict[str, str] | None = None,
-        tokenizer: Literal["word", "bpe", "unigram"] = "word",
-        vocab_size: int = 10_000,
-        min_count: int = 1,
-        lowercase: bool = True,
+        tokenizer: Literal["word", "bpe", "unigram"] | None = None,
+        vocab_size: int | None = None,
+        min_count: int | None = None,
+        lowercase: bool | None = None,
         max_len: int | None = None,
         temperature: float = 1.0,
         augment: dict[str, Any] | None = None,

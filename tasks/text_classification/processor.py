@@ -15,6 +15,7 @@ from mmattn.data.names import nfc
 from mmattn.data.text.pretrained import load_tokenizer
 from mmattn.data.text.processor import TokenProcessor
 from mmattn.data.text.tokenizer import TextProcessor as Tokenizer, TokenIds, pad_rows, words_of
+from mmattn.tasks.common.seq2seq.processor import check_kept, known_options
 from mmattn.tasks.text_classification.data import Span, TextBatch, TextDataset, TextSample
 from mmattn.tasks.text_classification.formats import MULTI, TAGGING, TEXT
 from mmattn.tasks.text_classification.labels import IGNORED, Labels, labels_from
@@ -96,6 +97,7 @@ class TextClassificationProcessor(TokenProcessor[TextSample, TextBatch]):
         return cls(known, fit_labels(dataset), max_len, alphabet, dataset.names)
 
     def retarget(self, train: TextDataset, given: Mapping[str, Any]) -> TextClassificationProcessor:
+        check_kept(known_options(self.tokenizer), given)
         max_len = self.max_len if given.get("max_len") is None else given["max_len"]
         return TextClassificationProcessor(self.tokenizer, fit_labels(train), max_len, self.alphabet, train.names)
 

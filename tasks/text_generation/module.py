@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from mmattn.data.batching import BatchPlan, Item
@@ -276,12 +277,23 @@ class TextGenerationModule(TaskModule[TextGenerationDataModule]):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        if self._carried is not None:
-            checkpoint["mmattn_carried"] = self._carried
+        if self._carried is None:
+            return
+        every: list[Any] = [[part.cpu() for part in self._carried]]
+        if self.trainer.world_size > 1:  # each process has rows of its own; all of them save
+            mine, every = every[0], [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(every, mine)
+        checkpoint["mmattn_carried"] = every
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self._carried = checkpoint.get("mmattn_carried")
+        every, processes = checkpoint.get("mmattn_carried"), self.trainer.world_size
+        if every is not None and len(every) != processes:
+            raise ConfigError(
+                f"trainer.devices: expected {len(every)} processes, whose carried states the checkpoint has, found "
+                f"{processes}; a resumed run that reads in order has as many."
+            )
+        self._carried = None if every is None else every[self.global_rank]
 
     def make_metric(self) -> nn.Module:
         return LanguageMetric()

@@ -16,7 +16,7 @@ from mmattn.data.text.language import PREFIX, LanguageTokens, is_byte_level, tok
 from mmattn.data.text.pretrained import load_tokenizer
 from mmattn.data.text.tokenizer import TokenIds
 from mmattn.generate import GenerationConfig
-from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.seq2seq.processor import check_kept
 from mmattn.tasks.text_generation.corpus import Block, Corpus, make_corpus
 from mmattn.tasks.text_generation.data import TextBatch, TextDataset, TextSample
 from mmattn.tasks.text_generation.tokens import FileTokens
@@ -89,11 +89,7 @@ class TextGenerationProcessor(Processor[Any, TextBatch]):
             ConfigError: An option would change the tokenizer.
         """
         kind = self.tokenizer.kind.removeprefix(PREFIX)
-        if given.get("tokenizer") not in (None, kind):
-            raise ConfigError(
-                f"data.tokenizer: expected that of the model, {kind}, which is kept, found {given['tokenizer']}: "
-                "leave it out."
-            )
+        check_kept({"tokenizer": kind, "vocab_size": self.tokenizer.vocab_size}, given)
         other = copy.copy(self)
         other.max_len = given.get("block_size") or self.max_len
         if given.get("eval_context") is not None:

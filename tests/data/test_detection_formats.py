@@ -182,6 +182,8 @@ def test_folder_of_a_split(tmp_path: Path) -> None:
         (tmp_path / "all" / part / "train").rename(tmp_path / "set" / "train" / part)
     write(tmp_path / "set" / "data.yaml", "names: [cat]\ntrain: ../train/images\n")
     assert len(DetectionDataset(tmp_path / "set" / "data.yaml")) == 2
+    (tmp_path / "set" / "data.yaml").rename(tmp_path / "set" / "data.YAML")
+    assert len(DetectionDataset(tmp_path / "set")) == 2
     assert len(DetectionDataset(tmp_path / "set" / "train")) == 2
 
 

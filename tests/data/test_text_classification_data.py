@@ -318,9 +318,10 @@ def test_augmented_words() -> None:
         refused(message, TextAugment, **options)
 
 
-def test_columns_that_have_no_labels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.csv", "A.CSV"])
+def test_columns_that_have_no_labels(name: str, tmp_path: Path) -> None:
     """Training data without labels are plain text, and the reason names the columns; others must have the column."""
-    path = write(tmp_path, "a.csv", "text,category\ngood soup,yes\nbad soup,no\n")
+    path = write(tmp_path, name, "text,category\ngood soup,yes\nbad soup,no\n")
     found = TextDataset(path)
     assert found.kinds == {"": "text"}
     assert "no item has a label (columns: text, category; --data.columns.label names another)" in found.reasons[""]

@@ -8,7 +8,7 @@ import torch
 from mmattn.tasks import load
 from mmattn.tasks.common.task import tasks
 from mmattn.tasks.vqa.demo import make
-from tests.tasks.runs import python, read, run, write_lines
+from tests.tasks.runs import python, read, run, weights, write_lines
 
 MODEL = "--model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 32 --model.fusion_layers 1"  # its stem has BatchNorm
 
@@ -89,3 +89,25 @@ def test_two_processes_equal_one_in_every_task(task: str, tmp_path: Path) -> Non
     shipped = f"--checkpoint {tmp_path}/fit2/model"  # measured as it ships: fit may validate by a faster search
     for command in ("validate", "test"):
         assert measured(command, shipped, 2) == pytest.approx(measured(command, shipped, 1), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_the_states_that_they_carry(tmp_path: Path) -> None:
+    """Each has the states of its own rows: a run stopped within an epoch ends as one that was not."""
+    (tmp_path / "a.txt").write_text("".join(f"{n} and {n * n}; " for n in range(300)))
+    words = f"{tasks()['text_generation'].tiny} --model.positions relative --model.memory_len 8 --data.batch_size 2 "
+    words += f"--data.train {tmp_path / 'a.txt'} --data.tokenizer character --optim.lr 0.1 --optim.schedule constant "
+    words += "--optim.warmup_steps 1 --trainer.max_epochs 1 --trainer.accelerator cpu --trainer.report false "
+
+    def fit(folder: str, more: str, processes: int = 2, code: int = 0) -> str:
+        devices = f"--trainer.devices {processes} --trainer.default_root_dir {tmp_path / folder}"
+        devices += " --trainer.strategy ddp" if processes > 1 else ""
+        return python("-m", "tasks.text_generation", "fit", *f"{words} {more} {devices}".split(), code=code).stderr
+
+    fit("whole", "")
+    fit("part", "--trainer.max_steps 5")
+    message = fit("part", "--trainer.max_steps -1 --ckpt_path last", processes=1, code=2)
+    assert "expected 2 processes, whose carried states the checkpoint has, found 1" in message
+    fit("part", "--trainer.max_steps -1 --ckpt_path last")
+    whole, part = (weights(tmp_path / name) for name in ("whole", "part"))
+    assert all(torch.equal(part[name], whole[name]) for name in whole)

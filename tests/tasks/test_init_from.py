@@ -155,3 +155,17 @@ def test_images_of_another_size(task: str, tmp_path: Path) -> None:
     assert read_config(folder / "model")["model"]["image_size"] == 32
     assert predictor.model.grid_size == (4, 4), "half of that for 64 pixels"
     assert_kept(weights(first), weights(folder))
+
+
+@pytest.mark.parametrize("task", ["captioning", "qa", "text_classification", "text_generation", "vqa"])
+def test_options_of_tokenizers_are_refused(task: str, tmp_path: Path) -> None:
+    """The model's tokenizer is kept, so that they have no effect."""
+    start = f"--init_from {task}/demo --data.demo_size 20"
+    for option, message in (
+        ("min_count 2", r"data\.min_count: expected none, since the tokens are those of the model .*, found 2; leave"),
+        ("vocab_size 10", r"data\.vocab_size: expected \d+, as in the model to fine-tune, found 10; .*leave"),
+        ("tokenizer bpe", r"data\.tokenizer: expected 'word', as in the model to fine-tune, found 'bpe'; .*leave"),
+    ):
+        options = f"{start} --data.{option}"
+        refused(message, run, "fit", tmp_path / "run", options, base=BRIEF, task=task, error=ConfigError)
+    assert not (tmp_path / "run").exists()

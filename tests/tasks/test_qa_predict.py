@@ -11,10 +11,13 @@ import pytest
 
 from mmattn import load
 from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.qa.data import QADataset
 from mmattn.tasks.qa.demo import make
 from mmattn.tasks.qa.localisation import localisation
 from mmattn.tasks.qa.metrics import f1
+from mmattn.tasks.qa.model import QAModel
 from mmattn.tasks.qa.predict import QAPredictor
+from mmattn.tasks.qa.processor import QAProcessor
 from tests.conftest import refused
 from tests.tasks.runs import BRIEF, ask, run as train
 
@@ -141,3 +144,12 @@ def test_fit_from_public_weights(tmp_path: Path, pair_tokenizer: Any) -> None:
         assert model.processor.threshold is not None
         assert not any("lora" in key for key in model.model.state_dict())
         model.predict(make("test", 3))
+
+
+@pytest.mark.parametrize("max_len", [12, 16])
+def test_export_of_a_model_of_short_windows(max_len: int, tmp_path: Path) -> None:
+    """The examples are no longer than the model's windows."""
+    processor = QAProcessor.fit(QADataset(make("train", 4)), max_len=max_len, stride=0)
+    model = QAModel(processor.tokenizer.vocab_size, max_len=max_len, embed_dim=8, num_layers=1, ffn_dim=8)
+    (line,) = QAPredictor(model.eval(), processor).export_graphs(tmp_path, ["torch"])
+    assert "on 3 batches" in line

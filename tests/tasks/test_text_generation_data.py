@@ -38,6 +38,8 @@ def test_formats(tmp_path: Path) -> None:
     (tmp_path / "windows.txt").write_bytes(PLAY.replace("\n", "\r\n").encode())
     for document in ("file", "line", "paragraph"):
         assert texts(tmp_path / "windows.txt", document) == texts(tmp_path / "a" / "x.txt", document)
+    (tmp_path / "D.CSV").write_text("text\nseven\n")
+    assert texts(tmp_path / "D.CSV") == ["seven"]
     (tmp_path / "d.jsonl").write_text('{"text": "one"}\n{"text": "two", "id": "b"}\n')
     assert [(s.id, s.whole) for s in TextDataset(tmp_path / "d.jsonl").samples] == [("1", "one"), ("b", "two")]
     (tmp_path / "e.jsonl").write_text('{"prompt": "say one:", "response": "one"}\n')

@@ -223,17 +223,30 @@ def encode_targets(tokenizer: TokenIds, texts: Sequence[str], max_len: int) -> d
     return {"target_ids": torch.cat([start, labels[:, :-1]], dim=1), "labels": labels, "label_mask": label_mask}
 
 
+def known_options(tokenizer: TokenIds) -> dict[str, Any]:
+    """The options of a configuration that a tokenizer was made with."""
+    lowercase = getattr(tokenizer, "lowercase", False)
+    return {"tokenizer": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "lowercase": lowercase}
+
+
 def check_kept(known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Check that the options of a configuration leave the tokenizers of the model to fine-tune as they are.
 
     Args:
         known: Options of the model's tokenizers; a given vocab_size may be larger.
-        given: Options of the configuration.
+        given: Options of the configuration; None: not given.
 
     Raises:
         ConfigError: An option would change a tokenizer; names it.
     """
     for name, value in given.items():
+        if value is None:
+            continue
+        if name == "min_count":
+            raise ConfigError(
+                f"data.min_count: expected none, since the tokens are those of the model to fine-tune, found {value}; "
+                "leave the keyword out."
+            )
         fits = value >= known[name] if name == "vocab_size" else name not in known or value == known[name]
         if not fits:
             raise ConfigError(
