@@ -105,10 +105,26 @@ def patient_protocol() -> Any:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self.expect_head()
+
+        def expect_head(self) -> None:
             self.waiting = self.loop.call_later(HEAD_SECONDS, self.give_up)
 
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            if self.waiting is None:  # not the first request of the connection
+                self.expect_head()
+
+        def on_headers_complete(self) -> None:
+            if self.waiting is not None:
+                self.waiting.cancel()
+                self.waiting = None
+            super().on_headers_complete()
+
         def give_up(self) -> None:
-            if self.cycle is None and not self.transport.is_closing():
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.expect_head()  # after the answer to the request before
+            elif not self.transport.is_closing():
                 self.transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:

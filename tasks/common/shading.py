@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 COLOR = (0.0, 0.42, 0.84)  # of the greatest weight, on white
 AGAINST = (0.8, 0.2, 0.1)  # of the least one, if there are negative weights
 CHARACTER, LINE = 0.072, 0.24  # inches of a character of the picture and of a line
-WIDTH, MOST_LINES = 9.0, 60
+WIDTH, MOST_LINES = 3.6, 150  # inches, so that a phone shows a picture's text in a readable size
 
 
 class Words(NamedTuple):
@@ -78,7 +79,7 @@ def shaded_html(words: Words) -> str:
 
 
 def shaded_picture(words: Words, path: str | Path | None = None, title: str | None = None) -> Any:
-    """Plots the text: words on a colored background, what is marked outlined. Long texts are cut after 60 lines.
+    """Plots the text: words on a colored background, what is marked outlined. It is cut after MOST_LINES lines.
 
     Args:
         words: The words.
@@ -105,15 +106,16 @@ def shaded_picture(words: Words, path: str | Path | None = None, title: str | No
         column += size + 1
     shown = rows[:MOST_LINES]
     above = 0.2 * (len(title.splitlines()) if title else 0) + 0.2
-    height = above + LINE * (len(shown) + 1) + 0.15
+    shades, legend = words.shades()
+    legend = textwrap.fill(legend, most)
+    height = above + LINE * (len(shown) + 1 + 0.7 * legend.count("\n")) + 0.15
     figure = Figure(figsize=(WIDTH + 0.3, height))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, WIDTH + 0.3), ylim=(height, 0))
     axis.set_axis_off()
     if title:
         figure.suptitle(plain(title), fontsize=10, x=0.02, y=1 - 0.08 / height, ha="left", va="top")
-    shades, legend = words.shades()
-    axis.text(0.15, height - 0.2, legend, fontsize=8, color="#57606a", va="center")
+    axis.text(0.15, height - 0.1, legend, fontsize=8, color="#57606a", va="bottom")
     for number, row in enumerate(shown):
         y = above + LINE * (number + 0.5)
         for index, column in row:

@@ -15,7 +15,7 @@ from mmattn.data.readers import has_rows, read_rows
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.items import name_of
 from mmattn.tasks.common.predictor import Predictor
-from mmattn.tasks.common.shading import Words, shaded_html, shaded_picture
+from mmattn.tasks.common.shading import WIDTH, Words, shaded_html, shaded_picture
 from mmattn.tasks.qa.data import QABatch, QADataset, QASample
 from mmattn.tasks.qa.explain import word_relevance
 from mmattn.tasks.qa.metrics import exact_match, f1
@@ -62,7 +62,7 @@ class QAExplanation:
         from mmattn.plot import caption
 
         name = ": ".join(filter(None, (self.prediction.id, self.prediction.question)))
-        title = caption(name, self._answer(), self.truth, 9.0)
+        title = caption(name, self._answer(), self.truth, WIDTH)
         shaded_picture(self.words, path, title)
 
     def html(self) -> str:

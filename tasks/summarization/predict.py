@@ -19,7 +19,7 @@ from mmattn.data.text.sentences import Span
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.seq2seq.data import PairSample
 from mmattn.tasks.common.seq2seq.predictor import Item, PairPredictor
-from mmattn.tasks.common.shading import Words, shaded_html, shaded_picture
+from mmattn.tasks.common.shading import WIDTH, Words, shaded_html, shaded_picture
 from mmattn.tasks.summarization.data import SummaryBatch, SummaryDataset, SummarySample
 from mmattn.tasks.summarization.extract import NUM_SENTENCES, Extract, check_extractive, extract
 from mmattn.tasks.summarization.extractive import ExtractiveModel
@@ -87,7 +87,7 @@ class ExtractionExplanation:
         """Write a PNG: the document with its sentences shaded by probability and the chosen ones outlined."""
         from mmattn.plot import caption
 
-        title = caption(self.prediction.id, self.prediction.summary or "(nothing)", self.truth, 9.0)
+        title = caption(self.prediction.id, self.prediction.summary or "(nothing)", self.truth, WIDTH)
         shaded_picture(self.words, path, title)
 
     def html(self) -> str:

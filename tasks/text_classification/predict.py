@@ -15,7 +15,7 @@ from mmattn.data.errors import DataError, nearest
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.items import mapping_of, name_of
 from mmattn.tasks.common.predictor import Predictor
-from mmattn.tasks.common.shading import Words, shaded_html, shaded_picture
+from mmattn.tasks.common.shading import WIDTH, Words, shaded_html, shaded_picture
 from mmattn.tasks.text_classification.data import TextBatch, TextDataset, TextSample
 from mmattn.tasks.text_classification.embedding import Embedding
 from mmattn.tasks.text_classification.entities import entities, is_scheme
@@ -67,7 +67,7 @@ class TextExplanation:
         """Write a PNG of the text with its words shaded by relevance: blue for the label, red against it."""
         from mmattn.plot import caption
 
-        shaded_picture(self.words, path, caption(self.prediction.id, self._answer(), self.truth, 9.0))
+        shaded_picture(self.words, path, caption(self.prediction.id, self._answer(), self.truth, WIDTH))
 
     def html(self) -> str:
         """The same as a part of an HTML page."""

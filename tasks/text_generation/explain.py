@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmattn.data.text.tokenizer import words_of
 from mmattn.explain import relevance
-from mmattn.tasks.common.shading import Words, join_tokens, shaded_html, shaded_picture
+from mmattn.tasks.common.shading import WIDTH, Words, join_tokens, shaded_html, shaded_picture
 
 LONG = 256  # tokens up to which one after another is replaced
 OTHERS = 4  # other tokens in place of each, fewer in texts of more than LONG / OTHERS tokens
@@ -33,7 +33,9 @@ class TextGenerationExplanation:
         """Write a PNG: the text up to the first explained word, its words shaded."""
         from mmattn.plot import caption
 
-        title = caption(self.prediction.id, f"{self.names[0]!r}, of {self.prediction.text.strip()!r}", self.truth, 9.0)
+        title = caption(
+            self.prediction.id, f"{self.names[0]!r}, of {self.prediction.text.strip()!r}", self.truth, WIDTH
+        )
         shaded_picture(self.words[0], path, title)
 
     def html(self) -> str:

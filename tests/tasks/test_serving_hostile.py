@@ -125,6 +125,16 @@ def test_slow_clients_keep_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> No
         assert all(one.result().startswith(b"HTTP/1.1 408 ") for one in bodies)
 
 
+def test_each_request_of_a_connection_must_begin_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "HEAD_SECONDS", 0.5)
+    first = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+    with serving([ServedModel("echo", Echo())]) as address:
+        begun = time.monotonic()
+        found = raw(address, first, first, b"GET /health HTTP/1.1\r\nHost", pause=0.1, wait=5.0)
+        assert found.count(b"HTTP/1.1 200") == 2
+        assert time.monotonic() - begun < 4, "closed, not given up by the client"
+
+
 def test_large_uploads_are_refused_before_they_are_read() -> None:
     """Also without a stated length; and many at a time are limited in all."""
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
