@@ -190,7 +190,7 @@ class _NoInitialization(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (torch.rand, torch.randn):
-            return torch.empty(*args, **kwargs)
+            return torch.empty(*args, **{name: value for name, value in kwargs.items() if name != "generator"})
         if func in self.IN_PLACE or getattr(func, "__module__", None) == nn.init.__name__:
             return args[0] if args else kwargs["tensor"]
         if func in self.SCALED and isinstance(args[1], (int, float)):

@@ -23,9 +23,10 @@ def test_layers_that_cannot_move_are_refused(key: str) -> None:
     refused(f"0: expected a {key} of at least 1, found", build_for, state, build, {key: 0})
 
 
-def test_kernels_with_an_empty_buffer_are_built() -> None:
+@pytest.mark.parametrize("kind", ["linear", "lsh"])  # an empty buffer; directions that are drawn by a generator
+def test_kernels_with_buffers_are_built(kind: str) -> None:
     def build(keywords: Mapping[str, Any]) -> nn.Module:
         return MultiHeadAttention(8, 2, **keywords)
 
-    state = build({"kind": "linear"}).state_dict()
-    assert isinstance(build_for(state, build, {"kind": "linear"}), MultiHeadAttention)
+    state = build({"kind": kind}).state_dict()
+    assert isinstance(build_for(state, build, {"kind": kind}), MultiHeadAttention)
