@@ -51,7 +51,7 @@ def run(task: Task, command: str, options: argparse.Namespace) -> None:
     interactive = getattr(options, "interactive", False)  # of tasks whose predictors answer line by line
     keywords = predictor.check_options(keywords)
     if interactive:
-        _converse(predictor, options, keywords)
+        _converse(predictor, task, options, keywords)
         _name_default(default)
         return
     found = items_of(predictor, task, options)
@@ -67,13 +67,15 @@ def run(task: Task, command: str, options: argparse.Namespace) -> None:
     _name_default(default)
 
 
-def _converse(predictor: Any, options: argparse.Namespace, keywords: Mapping[str, Any]) -> None:
+def _converse(predictor: Any, task: Task, options: argparse.Namespace, keywords: Mapping[str, Any]) -> None:
     """Answer each line of standard input as it comes, in parts; errors of a line are printed, and end nothing.
 
     Raises:
         UserError: Other items are given, or an output.
     """
-    if options.input is not None or options.paths or options.output is not None:
+    items = [getattr(options, option.name, None) for option in task.options if option.kind == "item"]
+    given = [options.input, options.output, *items]
+    if options.paths or any(value is not None for value in given):
         raise UserError("--interactive: expected no items and no --output, found some.")
     prompt = "> " if sys.stdin.isatty() else ""
     while True:

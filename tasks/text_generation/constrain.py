@@ -104,16 +104,18 @@ def compiled(pattern: str, token_bytes: Mapping[int, bytes], eos_id: int) -> Any
         if value:
             table.setdefault(value, []).append(token)
     command, given = [sys.executable, "-P", "-c", COMPILER], pickle.dumps((pattern, eos_id, table, MEMORY))
-    too_large = f"--regex: expected an expression that is compiled in {SECONDS} seconds and {MEMORY >> 30} GiB, found "
-    too_large += f"{shorten(pattern)}: use shorter repetitions or fewer alternatives."
+    too_large = (
+        f"--regex or --choices: expected an expression that compiles in {SECONDS} seconds and {MEMORY >> 30} GiB"
+    )
+    too_large += f", found {shorten(pattern)}: use shorter repetitions or fewer alternatives."
     try:
         done = subprocess.run(command, input=given, capture_output=True, timeout=SECONDS, check=True)
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
         raise ConfigError(too_large) from None
     found = pickle.loads(done.stdout)
     if isinstance(found, str):
-        reason = found.splitlines()[0]
-        raise ConfigError(f"--regex: expected an expression that the model's tokens can match: {reason}.")
+        reason = found.splitlines()[0].rstrip(".")
+        raise ConfigError(f"--regex or --choices: expected texts that the model's tokens can match: {reason}.")
     return found
 
 

@@ -126,6 +126,8 @@ class TextGenerationModel(nn.Module):
         if decoder == "lstm":
             if pooling != "attention" or memory_len or num_kv_heads is not None:
                 raise ValueError("decoder 'lstm' supports only attention, not pooling, memory_len or num_kv_heads")
+            if positions != "rotary" or norm != "rms" or activation != "gelu" or gated:
+                raise ValueError("decoder 'lstm' has no positions, norm, activation or gated; leave them out")
             self.net: Any = RecurrentLM(vocab_size, embed_dim, num_layers, num_heads, **common)
         elif decoder == "transformer":
             common |= {"num_kv_heads": num_kv_heads, "ffn_dim": ffn_dim, "positions": positions, "norm": norm}

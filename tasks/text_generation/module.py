@@ -152,6 +152,11 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
                 raise ConfigError("data.train: expected documents for a model that reads them in order, found prompts.")
             return dataset
         size, streams, context = self.processor.max_len, None, 0
+        if self.in_order and self.eval_context:
+            raise ConfigError(
+                f"data.eval_context: expected none for a model that carries its state from block to block, found "
+                f"{self.eval_context}."
+            )
         if split == "train":
             streams = self.batch_size * self._ranks()["world_size"] if self.in_order else None
         elif self.in_order:
@@ -184,9 +189,11 @@ class TextGenerationDataModule(TaskDataModule[TextDataset, TextGenerationProcess
         if not isinstance(tokenizer, LanguageTokens):  # public ones have parts for every text
             return
         if count := int(np.count_nonzero(corpus.ids == tokenizer.unk_id)):
+            kind = tokenizer.kind
+            remedy = "--data.tokenizer byte knows all" if kind == "character" else "--data.vocab_size, --data.min_count"
             sys.stderr.write(
                 f"{split}: {count:,} of {len(corpus):,} tokens are unknown and read as [UNK], which is easier to "
-                "predict than the words: the perplexity is too low (--data.vocab_size, --data.min_count).\n"
+                f"predict than {kind}s: the perplexity is too low ({remedy}).\n"
             )
 
     @property

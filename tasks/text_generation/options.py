@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 from mmattn.data.errors import nearest
 from mmattn.generate import GenerationConfig
 from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.options import check_range
 from mmattn.tasks.text_generation.constrain import of_choices
 
 CUT, REFUSE = "cut", "refuse"
 NEW_TOKENS = 64
+LARGEST_SEED = 2**63 - 1  # of torch's generators
 LIMITS = ("max_new_tokens", "max_length")
 
 
@@ -74,8 +77,14 @@ class Wanted:
             there = f"its options are: {', '.join(known)}"
             raise ConfigError(f"{wrong}: text_generation has no such option{nearest(wrong, known)}; {there}.")
         found = cls(**{name: value for name, value in options.items() if value is not None})
+        for field in fields(cls):
+            value = getattr(found, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"--{field.name}: expected a finite number, found {value}.")
         if found.temperature is not None and found.temperature < 0:
             raise ConfigError(f"--temperature: expected 0 or more, found {found.temperature}.")
+        check_range("--max_new_tokens", found.max_new_tokens, 1)
+        check_range("--seed", found.seed, 0, LARGEST_SEED)
         if found.on_long not in (CUT, REFUSE):
             raise ConfigError(f"--on_long: expected {CUT} or {REFUSE}, found {found.on_long!r}.")
         if found.regex is not None and found.choices is not None:

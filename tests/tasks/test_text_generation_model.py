@@ -39,6 +39,7 @@ class TestTextGenerationModel(TaskModelTests):
         ({"decoder": "gru"}, "unknown decoder 'gru'"),
         ({"pooling": "max"}, "unknown pooling 'max'"),
         ({"decoder": "lstm", "pooling": "mean"}, "decoder 'lstm' supports only attention"),
+        ({"decoder": "lstm", "positions": "learned"}, "decoder 'lstm' has no positions"),
         ({"memory_len": 4}, "positions 'relative'"),
         ({"attention": {"kind": "low_rank"}}, "'low_rank' does not support causal attention"),
     ]
@@ -186,7 +187,7 @@ def test_patterns() -> None:
         pattern(scores, ids)
         found = {BYTES.get(int(token), b"")[:1] for token in (scores[0] == 0).nonzero()}
         assert found == allowed
-    refused("--regex: expected an expression", compiled, "(", BYTES, TOKENS.eos_id, error=ConfigError)
+    refused("--regex or --choices: expected texts", compiled, "(", BYTES, TOKENS.eos_id, error=ConfigError)
 
 
 @pytest.mark.parametrize(("pattern", "limit"), [("(y|e)*y(y|e){24}", "SECONDS"), ("((y{1,99}){1,99}){1,99}", "MEMORY")])
@@ -218,6 +219,9 @@ def test_stop_strings_and_patterns_of_words() -> None:
     [
         ({"temprature": 1}, "no such option .did you mean 'temperature'"),
         ({"temperature": -1}, "--temperature: expected 0 or more"),
+        ({"temperature": float("nan")}, "--temperature: expected a finite number, found nan"),
+        ({"max_new_tokens": 0}, "--max_new_tokens: expected a value of at least 1, found 0"),
+        ({"seed": 2**64}, "--seed: expected a value of at least 0"),
         ({"regex": "a", "choices": "b"}, "--choices: expected no --regex"),
         ({"stop": ""}, "texts that are not empty"),
         ({"min_p": -1}, "--min_p must not be negative"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmattn.data.errors import DataError
+from mmattn.data.errors import DataError, UserError
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.task import tasks
 from mmattn.tasks.text_generation import TextGenerationPredictor, load
@@ -153,7 +153,7 @@ def test_patterns_and_choices(writer: TextGenerationPredictor) -> None:
     assert set(found) <= {"t", "h"}
     for found in writer.predict(["the", "a cat"], regex="[a-z]{29}t", max_new_tokens=40):  # longer than what is read
         assert re.fullmatch("[a-z]{29}t", found.text)
-    refused("--regex: expected an expression", writer.predict, ["a"], regex="(", error=ConfigError)
+    refused("--regex or --choices: expected texts", writer.predict, ["a"], regex="(", error=ConfigError)
 
 
 def test_explanations(writer: TextGenerationPredictor, tmp_path: Path) -> None:
@@ -248,6 +248,8 @@ def test_interactive(
     assert capsys.readouterr().out == "".join(f"{text}\n" for text in expected)
     ask("predict", "--prompt", "the cat", "--max_new_tokens", "5", "--checkpoint", "x", task="text_generation")
     assert capsys.readouterr().out == f"{expected[0]}\n"
+    words = ("--interactive", "--prompt", "the cat", "--checkpoint", "x")
+    refused("--interactive: expected no items", ask, "predict", *words, task="text_generation", error=UserError)
 
 
 def corpus(folder: Path) -> Path:
@@ -307,6 +309,8 @@ def test_a_short_text_has_no_rows_of_its_own_for_a_large_batch(tmp_path: Path) -
     (tmp_path / "a.txt").write_text("abc abd abe")
     options = f"--model.decoder lstm --data.train {tmp_path / 'a.txt'} --data.tokenizer character --data.batch_size 64"
     refused("data.batch_size: expected at most 9", run, "fit", tmp_path / "r", options, task="text_generation")
+    context = f"{options} --data.eval_context 8"
+    refused("data.eval_context: expected none", run, "fit", tmp_path / "r", context, task="text_generation")
 
 
 def test_blocks_are_no_longer_than_learned_positions(tmp_path: Path) -> None:
