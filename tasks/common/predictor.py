@@ -140,6 +140,10 @@ class Predictor(Reviewing, Streaming, Generic[Item, Prediction]):
         """
         return dict(options)
 
+    def collate(self, samples: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        """The batch that `predict_batch` gets with these options, on the model's device."""
+        return self.processor.collate(samples).to(self.device)
+
     def length(self, sample: Any) -> int:
         """Length by which samples are sorted if `lookahead` is greater than one."""
         return 0
@@ -264,7 +268,7 @@ class Predictor(Reviewing, Streaming, Generic[Item, Prediction]):
         rows = list(samples.values())
         try:
             with torch.inference_mode():
-                found = self.predict_batch(rows, self.processor.collate(rows).to(self.device), **options)
+                found = self.predict_batch(rows, self.collate(rows, options), **options)
         except Exception as error:
             problem = _skipped(error, on_error)
             if len(rows) == 1:
@@ -311,9 +315,7 @@ class Predictor(Reviewing, Streaming, Generic[Item, Prediction]):
             UserError: The predictor was built by hand, or its weights are packed.
         """
         if self.parts is None or self.packed:
-            reason = (
-                "its weights are packed" if self.packed else "its keywords are unknown, since `load` did not make it"
-            )
+            reason = "its weights are packed" if self.packed else "`load` did not make it, so its keywords are unknown"
             raise UserError(f"save: this predictor cannot be saved: {reason}.")
         return save_directory(
             directory,

@@ -107,10 +107,17 @@ class VideoPredictor(Predictor[Item, VideoPrediction]):
         self.processor.check_views(*(1 if options.get(key) is None else options[key] for key in ("clips", "crops")))
         return dict(options)
 
+    def collate(self, samples: Sequence[VideoSample], options: Mapping[str, Any]) -> VideoBatch | None:
+        """See `Predictor.collate`; with a window there is no clip of the whole video."""
+        if options.get("window") is not None:
+            return None
+        clips, crops = options.get("clips", 1), options.get("crops", 1)
+        return self.processor.collate(samples, clips=clips, crops=crops).to(self.device)
+
     def predict_batch(
         self,
         samples: Sequence[VideoSample],
-        batch: VideoBatch,
+        batch: VideoBatch | None,
         *,
         top_k: int = 1,
         clips: int = 1,
@@ -122,7 +129,7 @@ class VideoPredictor(Predictor[Item, VideoPrediction]):
 
         Args:
             samples: The samples.
-            batch: A clip of each.
+            batch: The clips of each, of `collate`; None with a window.
             top_k: Number of classes, most probable first.
             clips: Number of clips of each video, whose probabilities are averaged.
             crops: Number of crops of each of these, along the longer side.
@@ -131,8 +138,7 @@ class VideoPredictor(Predictor[Item, VideoPrediction]):
         """
         if window is not None:
             return [self._by_windows(sample, top_k, window, stride or window) for sample in samples]
-        if clips * crops > 1:
-            batch = self.processor.collate(samples, clips=clips, crops=crops).to(self.device)
+        assert batch is not None
         return self._named(samples, classify(self.model, batch.pixel_values, batch.views), top_k)
 
     def _named(self, samples: Sequence[VideoSample], logits: Tensor, top_k: int) -> list[VideoPrediction]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmattn.data.errors import DataError
 from mmattn.data.image.processor import ImageProcessor
-from mmattn.data.video.reading import Clip, read_frames
+from mmattn.data.video.reading import Clip, open_video, read_frames
 from mmattn.tasks.common.checkpoint import save_directory
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.video.demo import make
@@ -140,6 +140,21 @@ def test_clips_and_crops_are_averaged(tmp_path: Path) -> None:
     assert found.score == pytest.approx(float(mean.max()), abs=1e-3)
     middle = predictor(path)
     assert middle.score != found.score
+
+
+def test_no_clip_is_read_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, path, opened = predictor_of(), write(tmp_path / "a.mp4", film(30)), list[Any]()
+
+    def counting(video: Any, *given: Any) -> Any:
+        opened.extend([] if isinstance(video, Clip) else [video])  # of memory
+        return open_video(video, *given)
+
+    for module in ("mmattn.tasks.video.predict", "mmattn.data.video.clips"):
+        monkeypatch.setattr(f"{module}.open_video", counting)
+    for options in ({}, {"window": 0.5}, {"clips": 2}, {"clips": 3}):
+        predictor(path, **options)
+        assert len(opened) == options.get("clips", 1), "once for each clip"
+        opened.clear()
 
 
 @pytest.mark.parametrize("keywords", slow_but_first([{"encoder": "tubelet", "pooling": "mean", "num_layers": 1}, {}]))
