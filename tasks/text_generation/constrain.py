@@ -168,8 +168,13 @@ class Limits:
         return stopping([between_spaces(stop) for stop in stops] if self.has_words else stops, self.token_bytes)
 
     def _automaton(self, pattern: str, eos_id: int) -> Any:
-        # A text of words may begin with the space behind the prompt.
-        return compiled(f" ?({pattern})" if self.has_words else pattern, self.token_bytes, eos_id)
+        if not self.has_words:
+            return compiled(pattern, self.token_bytes, eos_id)
+        try:  # a text of words may begin with the space behind the prompt
+            return compiled(f" ?({pattern})", self.token_bytes, eos_id)
+        except ConfigError:  # maybe since " a" begins " ab", but "a " does not begin "ab "
+            ends = {i: b[1:] + b" " for i, b in self.token_bytes.items() if b != b"\n"}
+            return compiled(f"({pattern}) ", ends, eos_id)
 
 
 def of_choices(choices: Sequence[str]) -> str:

@@ -199,7 +199,7 @@ def test_patterns_of_too_many_states_are_refused(pattern: str, limit: str, monke
 
 def test_stop_strings_and_patterns_of_words() -> None:
     """Of texts as they are restored: with spaces between words, and without them at the ends of lines."""
-    tokens = LanguageTokens.fit(lambda: ["the cat sat.\n\nthe dog ran.\n"], "word")
+    tokens = LanguageTokens.fit(lambda: ["the cat sat.\n\nthe dog ran.\na ab. "], "word")
     limits = Limits(tokens)
     for text in ("the cat sat.", "cat sat.\n\nthe dog", "the dog ran.\nthe cat"):
         for stop in ("the cat", "at s", "dog ran.\nthe", ".\n\n", "\n\nthe d", "the  cat", "\nthe cat"):
@@ -207,7 +207,12 @@ def test_stop_strings_and_patterns_of_words() -> None:
             found = [bool(limits.stopping([stop])(ids[:, :end])[0]) for end in range(1, ids.shape[1] + 1)]
             assert any(found) == (stop in text), (text, stop)
     pytest.importorskip("outlines_core")
-    for pattern, text in ((of_choices(["the cat", "a dog"]), "the cat"), ("( [a-z]+){2}", "dog cat")):
+    begun = of_choices(["the cat", "ab. cat"])  # whose word begins with another one, "a"
+    for pattern, text in (
+        (of_choices(["the cat", "a dog"]), "the cat"),
+        ("( [a-z]+){2}", "dog cat"),
+        (begun, "ab. cat"),
+    ):
         state = limits.automaton(pattern, tokens.eos_id).get_initial_state()
         for token in tokens.encode(text):
             state = limits.automaton(pattern, tokens.eos_id).get_next_state(state, token)
