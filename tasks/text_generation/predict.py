@@ -321,9 +321,8 @@ class TextGenerationPredictor(Predictor[Item, TextGenerationPrediction]):
             config = wanted.config(self.processor, room)
             keywords: dict[str, Any] = {"generator": [row.generator for row in live]}
             ids, mask = self._padded([[*row.prompt, *row.ids] for row in live])
-            context = keywords["context"] = Context(
-                ids.masked_fill(~mask, -1), len(live[0].ids)
-            )  # all are of one length
+            context = Context(ids.masked_fill(~mask, -1), len(live[0].ids))  # all have as many new ones
+            keywords["context"] = context
             if wanted.stops:
                 keywords["should_stop"] = self._limits.stopping(wanted.stops)
             if wanted.pattern is not None:
